@@ -1,0 +1,112 @@
+"""Every key of a run, with its unit, in the order in which data flows.
+
+Each data set has a file of its own that changes what it needs:
+
+    base = runpy.run_path(os.path.join(os.path.dirname(__file__), "base.py"))
+    config = base["get_config"]()
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    """The paper's settings where the paper has one; model and updates are the data set's."""
+    config = ConfigDict()
+    config.seed = 0  # of everything drawn while training
+
+    # Data
+    config.data = ConfigDict()
+    config.data.name = "digits"
+
+    # Noise schedule: cosine, λ(0) = logsnr_max, λ(1) = logsnr_min
+    config.schedule = ConfigDict()
+    config.schedule.logsnr_min = -20.0
+    config.schedule.logsnr_max = 20.0
+
+    # U-Net, the same for teacher and students but for the students' w branch
+    config.model = ConfigDict()
+    config.model.prediction = "v"  # what the network predicts: x | eps | v
+    config.model.width = 64  # channels at full resolution
+    config.model.channel_mults = (1, 2)  # × width, one per resolution; each halves the size
+    config.model.num_res_blocks = 2  # per resolution
+    config.model.attention_resolutions = ()  # picture sizes with self-attention, pixels
+    config.model.head_dim = 0  # channels per attention head; 0 = one head
+    config.model.dtype = "float32"  # of the network's arithmetic: float32 | bfloat16
+
+    # The guidance weights that the distilled models learn, w_min to w_max; 0 is unguided
+    config.w_range = (0.0, 4.0)
+
+    # Adam, after a clip of the averaged gradient
+    config.optimizer = ConfigDict()
+    config.optimizer.clip_norm = 1.0  # global norm
+    config.optimizer.adam_b1 = 0.9
+    config.optimizer.adam_b2 = 0.999
+    config.optimizer.adam_eps = 1e-8
+
+    # Teacher: the classifier-free-guided diffusion model (Eq. 1)
+    config.teacher = ConfigDict()
+    config.teacher.num_updates = 100_000
+    config.teacher.batch_size = 128  # examples per update, over all devices
+    config.teacher.learning_rate = 2e-4  # peak
+    config.teacher.learning_rate_decay = "constant"  # constant | linear (to 0)
+    config.teacher.warmup_updates = 1_000
+    config.teacher.ema_decay = 0.9999
+    config.teacher.loss = "snr_trunc"  # weight of the squared error in x: snr | snr_trunc | v | x
+    config.teacher.dropout = 0.0  # rate in the residual blocks; 0 while distilling
+    config.teacher.label_dropout = 0.1  # share of examples trained without a label
+
+    # Step one: one w-conditioned model that matches the guided pair (Algorithm 1)
+    config.step_one = ConfigDict()
+    config.step_one.num_updates = 100_000
+    config.step_one.batch_size = 128
+    config.step_one.learning_rate = 3e-4
+    config.step_one.learning_rate_decay = "constant"
+    config.step_one.warmup_updates = 0
+    config.step_one.ema_decay = 0.9999
+    config.step_one.loss = "snr"
+
+    # Step two: halving rounds (Algorithm 2), from start_steps down
+    config.step_two = ConfigDict()
+    config.step_two.algorithm = "deterministic"
+    config.step_two.start_steps = 1024  # DDIM steps of the step-one model that round 0 halves
+    config.step_two.batch_size = 128
+    config.step_two.learning_rate_decay = "linear"
+    config.step_two.warmup_updates = 0  # of every round
+    config.step_two.loss = "snr_trunc"
+    config.step_two.rounds = halving_rounds(
+        1024, num_updates=50_000, last_updates=100_000, learning_rate=1e-4
+    )
+
+    # Devices: data · fsdp = their number; -1 = all that are left
+    config.mesh = ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+
+    # What a run shows and saves
+    config.log_every = 100  # updates between looks at loss and gradient
+    config.checkpoint_every = 1_000  # updates between resumable checkpoints
+
+    # Evaluation
+    config.evaluation = ConfigDict()
+    config.evaluation.w = (0.0, 0.3, 1.0, 2.0, 4.0)
+    config.evaluation.num_steps = (1, 2, 4, 8, 16)  # N of the students and of guided DDIM
+    config.evaluation.num_samples = 50_000  # per row of the table
+    config.evaluation.batch_size = 256  # samples per call
+    config.evaluation.seed = 1_000  # of the noise that every model starts from
+    config.evaluation.classifier_updates = 1_000  # of the classifier whose features are used
+    return config
+
+
+def halving_rounds(start_steps, *, num_updates, last_updates, learning_rate):
+    """One ConfigDict per round: start_steps/2, …, 1; the 2- and 1-step rounds are longer."""
+    rounds = []
+    num_steps = start_steps // 2
+    while num_steps >= 1:
+        updates = last_updates if num_steps <= 2 else num_updates
+        rounds.append(
+            ConfigDict(
+                dict(num_steps=num_steps, num_updates=updates, learning_rate=learning_rate)
+            )
+        )
+        num_steps //= 2
+    return tuple(rounds)

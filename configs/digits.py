@@ -1,0 +1,83 @@
+"""Real handwritten digits, 8x8, on two CPU cores.
+
+    python -m guided_distill.main --config=configs/digits.py --workdir=/tmp/digits
+
+Variants: `:smoke` runs every stage, small, in under 100 s; `:full` starts from 1024 DDIM steps
+and evaluates every N, as the paper does.
+"""
+
+import os
+import runpy
+
+base = runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "base.py"))
+
+VARIANTS = ("", "smoke", "full")
+
+
+def get_config(variant=""):
+    """The digits run, or its `smoke` or `full` variant."""
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/digits.py has the variants smoke and full, not {variant!r}")
+    config = base["get_config"]()
+
+    config.data.name = "digits"
+    config.model.width = 16
+    config.model.channel_mults = (1, 2)
+    config.model.num_res_blocks = 1
+    config.model.attention_resolutions = (4,)
+
+    config.teacher.num_updates = 6_000
+    config.teacher.batch_size = 64
+    config.teacher.learning_rate = 2e-3
+    config.teacher.learning_rate_decay = "linear"
+    config.teacher.warmup_updates = 100
+    config.teacher.ema_decay = 0.999
+    config.teacher.loss = "v"
+
+    config.step_one.num_updates = 6_000
+    config.step_one.batch_size = 64
+    config.step_one.learning_rate = 2e-3
+    config.step_one.learning_rate_decay = "linear"
+    config.step_one.warmup_updates = 100
+    config.step_one.ema_decay = 0.999
+    config.step_one.loss = "v"
+
+    config.step_two.start_steps = 256
+    config.step_two.batch_size = 64
+    config.step_two.rounds = base["halving_rounds"](
+        256, num_updates=800, last_updates=1_600, learning_rate=1e-3
+    )
+
+    config.log_every = 50
+    config.checkpoint_every = 500
+
+    config.evaluation.w = (0.0, 1.0, 2.0, 4.0)
+    config.evaluation.num_samples = 500
+    config.evaluation.batch_size = 100
+
+    if variant == "full":
+        config.step_two.start_steps = 1024
+        config.step_two.rounds = base["halving_rounds"](
+            1024, num_updates=800, last_updates=1_600, learning_rate=1e-3
+        )
+        config.evaluation.num_steps = tuple(2**k for k in range(10))
+    if variant == "smoke":
+        make_smoke(config)
+    return config
+
+
+def make_smoke(config):
+    """Shrinks the run: every stage, five rounds, real data, a few updates each."""
+    config.model.width = 8
+    config.teacher.num_updates = 150
+    config.step_one.num_updates = 60
+    config.step_two.start_steps = 32
+    config.step_two.rounds = base["halving_rounds"](
+        32, num_updates=20, last_updates=20, learning_rate=1e-3
+    )
+    config.log_every = 10
+    config.checkpoint_every = 20
+    config.evaluation.w = (0.0, 2.0)
+    config.evaluation.num_steps = (1, 4)
+    config.evaluation.num_samples = 100
+    config.evaluation.classifier_updates = 300

@@ -1,0 +1,264 @@
+"""What a config may say. Everything is checked here, before any compute is spent."""
+
+import dataclasses
+import json
+import math
+
+from guided_distill.data.sources import SOURCES
+from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
+from guided_distill.distill.losses import LOSS_WEIGHTS
+from guided_distill.distill.rounds import check_halving
+from guided_distill.errors import UserError, nearest
+from guided_distill.training.optimizer import LEARNING_RATE_DECAYS
+
+ALGORITHMS = ("deterministic",)
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What one key accepts: `test(value)`, and the same in words."""
+
+    test: object
+    words: str
+    choices: tuple = ()
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_integer(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def integer(low):
+    return Rule(lambda v: is_integer(v) and v >= low, f"an integer of at least {low}")
+
+
+def number(low, high=math.inf, *, open_low=False, open_high=False):
+    """A finite number between low and high, either end left out where open."""
+
+    def test(value):
+        above = is_number(value) and (value > low if open_low else value >= low)
+        return above and (value < high if open_high else value <= high)
+
+    words = f"a number {'above' if open_low else 'of at least'} {low}"
+    if high != math.inf:
+        words += f" and {'below' if open_high else 'at most'} {high}"
+    return Rule(test, words)
+
+
+def choice(names):
+    names = tuple(names)
+    return Rule(lambda v: v in names, f"one of {', '.join(names)}", names)
+
+
+def sequence(rule, *, min_length=1):
+    def test(value):
+        is_sequence = isinstance(value, (tuple, list)) and len(value) >= min_length
+        return is_sequence and all(rule.test(item) for item in value)
+
+    at_least = f"{min_length} or more of: " if min_length else "any number of: "
+    return Rule(test, f"a tuple, {at_least}{rule.words}")
+
+
+COUNT = integer(1)
+FINITE = Rule(is_number, "a finite number")
+LEARNING_RATE = number(0.0, open_low=True)
+RATE = number(0.0, 1.0, open_high=True)
+
+OPTIMIZATION_RULES = {
+    "batch_size": COUNT,
+    "learning_rate_decay": choice(LEARNING_RATE_DECAYS),
+    "warmup_updates": integer(0),
+    "loss": choice(LOSS_WEIGHTS),
+}
+LONG_STAGE_RULES = {
+    "num_updates": COUNT,
+    "learning_rate": LEARNING_RATE,
+    "ema_decay": RATE,
+    **OPTIMIZATION_RULES,
+}
+RULES = {
+    "seed": integer(0),
+    "data.name": choice(SOURCES),
+    "schedule.logsnr_min": FINITE,
+    "schedule.logsnr_max": FINITE,
+    "model.prediction": choice(X_FROM_PREDICTION),
+    "model.width": Rule(lambda v: is_integer(v) and v > 0 and v % 4 == 0, "a multiple of 4"),
+    "model.channel_mults": sequence(COUNT),
+    "model.num_res_blocks": COUNT,
+    "model.attention_resolutions": sequence(COUNT, min_length=0),
+    "model.head_dim": integer(0),
+    "model.dtype": choice(DTYPES),
+    "w_range": Rule(
+        lambda v: sequence(FINITE).test(v) and len(v) == 2, "two numbers (w_min, w_max)"
+    ),
+    "optimizer.clip_norm": number(0.0, open_low=True),
+    "optimizer.adam_b1": RATE,
+    "optimizer.adam_b2": RATE,
+    "optimizer.adam_eps": number(0.0, open_low=True),
+    **{f"teacher.{key}": rule for key, rule in LONG_STAGE_RULES.items()},
+    "teacher.dropout": RATE,
+    "teacher.label_dropout": number(0.0, 1.0, open_low=True, open_high=True),
+    **{f"step_one.{key}": rule for key, rule in LONG_STAGE_RULES.items()},
+    "step_two.algorithm": choice(ALGORITHMS),
+    "step_two.start_steps": integer(2),
+    **{f"step_two.{key}": rule for key, rule in OPTIMIZATION_RULES.items()},
+    "mesh.data": Rule(
+        lambda v: is_integer(v) and (v == -1 or v > 0), "a number of devices, or -1 for the rest"
+    ),
+    "mesh.fsdp": COUNT,
+    "log_every": COUNT,
+    "checkpoint_every": COUNT,
+    "evaluation.w": sequence(FINITE),
+    "evaluation.num_steps": sequence(COUNT),
+    "evaluation.num_samples": integer(2),
+    "evaluation.batch_size": COUNT,
+    "evaluation.seed": integer(0),
+    "evaluation.classifier_updates": COUNT,
+}
+ROUND_RULES = {"num_steps": COUNT, "num_updates": COUNT, "learning_rate": LEARNING_RATE}
+
+
+def check_config(config):
+    """Checks every key and value of a config, and how they fit together.
+
+    Args:
+      config: ConfigDict as `configs/base.py` makes it.
+
+    Raises:
+      UserError: naming the first key that is wrong, its value, the rule and the way out.
+    """
+    values = flatten(config)
+    rounds = values.pop("step_two.rounds", None)
+    check_rules(values, RULES, prefix="")
+    check_rounds(rounds, config.step_two.start_steps)
+    check_together(config, [r.num_steps for r in rounds])
+
+
+def check_rules(values, rules, prefix):
+    """Checks a flat `{key: value}` against `{key: Rule}`; messages name prefix + key."""
+    for key in values:
+        if key not in rules:
+            raise UserError(f"unknown config key {prefix}{key}{nearest(key, rules)}")
+    for key, rule in rules.items():
+        if key not in values:
+            raise UserError(f"config key {prefix}{key} is missing: it must be {rule.words}")
+        if not rule.test(values[key]):
+            hint = nearest(values[key], rule.choices)
+            raise UserError(f"{prefix}{key} must be {rule.words}, got {values[key]!r}{hint}")
+
+
+def check_rounds(rounds, start_steps):
+    """Checks step two's rounds, inner keys included."""
+    if not isinstance(rounds, (tuple, list)) or not rounds:
+        raise UserError("step_two.rounds must be a tuple with one ConfigDict per halving round")
+    for k, one_round in enumerate(rounds):
+        check_rules(dict(one_round), ROUND_RULES, prefix=f"step_two.rounds[{k}].")
+    check_halving(start_steps, [one_round["num_steps"] for one_round in rounds])
+
+
+def check_together(config, distilled_steps):
+    """Checks what no key decides alone."""
+    w_min, w_max = config.w_range
+    if w_max < w_min:
+        raise UserError(f"w_range must have w_min <= w_max, got ({w_min}, {w_max})")
+    if config.schedule.logsnr_max <= config.schedule.logsnr_min:
+        raise UserError(
+            "schedule.logsnr_max must be above schedule.logsnr_min, got "
+            f"{config.schedule.logsnr_max} and {config.schedule.logsnr_min}"
+        )
+    for w in config.evaluation.w:
+        check_w(w, config.w_range, what="evaluation.w")
+    for num_steps in config.evaluation.num_steps:
+        check_distilled(num_steps, distilled_steps, what="evaluation.num_steps")
+    check_model(config.model, SOURCES[config.data.name]("train").image_shape)
+
+
+def check_model(model, image_shape):
+    """Checks that the U-Net fits the pictures."""
+    height, width, _ = image_shape
+    factor = 2 ** (len(model.channel_mults) - 1)
+    if height != width:
+        raise UserError(f"pictures must be square, got {height}x{width}")
+    if height % factor:
+        raise UserError(
+            f"model.channel_mults halves the picture {len(model.channel_mults) - 1} times, which "
+            f"needs a size divisible by {factor}, got {height}: use fewer channel_mults"
+        )
+    sizes = [height // 2**level for level in range(len(model.channel_mults))]
+    for size in model.attention_resolutions:
+        if size not in sizes:
+            raise UserError(
+                f"model.attention_resolutions has {size}, but the U-Net's sizes are {sizes}"
+            )
+    if model.head_dim:
+        for level, mult in enumerate(model.channel_mults):
+            attends = sizes[level] in model.attention_resolutions or level == len(sizes) - 1
+            if attends and model.width * mult % model.head_dim:
+                raise UserError(
+                    f"model.head_dim {model.head_dim} must divide the {model.width * mult} "
+                    f"channels at size {sizes[level]}"
+                )
+
+
+def check_w(w, w_range, *, what):
+    """Refuses a guidance weight outside the trained range."""
+    w_min, w_max = w_range
+    if not w_min <= w <= w_max:
+        raise UserError(
+            f"{what} must lie in the trained range [{w_min:g}, {w_max:g}], got {w:g} "
+            "(w = 0 is unguided; what others call a guidance scale is 1 + w)"
+        )
+
+
+def check_distilled(num_steps, distilled_steps, *, what):
+    """Refuses a number of steps that no student was distilled to."""
+    if num_steps not in distilled_steps:
+        known = ", ".join(map(str, sorted(distilled_steps))) or "none yet"
+        raise UserError(f"{what} {num_steps} was never distilled; distilled to: {known}")
+
+
+def check_devices(config, num_devices):
+    """Checks the mesh and the batches against the devices that are there."""
+    data, fsdp = config.mesh.data, config.mesh.fsdp
+    covered = fsdp * (max(1, num_devices // fsdp) if data == -1 else data)
+    if covered != num_devices:
+        raise UserError(
+            f"mesh.data x mesh.fsdp must be the {num_devices} devices, got {data} x {fsdp}; "
+            "mesh.data=-1 takes what is left"
+        )
+    for section in ("teacher", "step_one", "step_two", "evaluation"):
+        batch_size = config[section].batch_size
+        if batch_size % num_devices:
+            raise UserError(
+                f"{section}.batch_size must divide over {num_devices} devices, got {batch_size}"
+            )
+
+
+def flatten(config):
+    """`{dotted key: value}` of nested ConfigDicts; tuples of ConfigDicts stay whole."""
+    flat = {}
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            flat.update({f"{key}.{inner}": v for inner, v in flatten(value).items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def to_plain(config):
+    """The config as JSON holds it: dicts, lists, numbers, strings."""
+    return json.loads(config.to_json_best_effort())
+
+
+def differing_keys(there, here):
+    """Lines 'key: X there, Y here' for every dotted key in which two plain configs differ."""
+    there, here = flatten(there), flatten(here)
+    return [
+        f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in sorted(set(there) | set(here))
+        if there.get(key) != here.get(key)
+    ]

@@ -1,0 +1,151 @@
+"""What is written to disk and read back: resumable states and finished parameters, by Orbax.
+
+Orbax commits a checkpoint by renaming a finished folder, so a killed run leaves only whole
+ones. It does not notice flipped bytes, so every state and every set of parameters carries a
+digest that is checked when it is read.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+
+import flax
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from guided_distill.training.sharding import to_host
+
+
+def tree_sha256(tree):
+    """Digest of a tree's leaves in sorted path order: path, dtype, shape and bytes of each."""
+    digest = hashlib.sha256()
+    leaves = flax.traverse_util.flatten_dict(flax.serialization.to_state_dict(tree), sep="/")
+    for path, leaf in sorted(leaves.items()):
+        if leaf is None:
+            continue
+        leaf = np.asarray(leaf, order="C")
+        digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(leaf.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+class Checkpoints:
+    """A stage's resumable states: the newest two, each with its digest.
+
+    Attributes:
+      notices: what a person should know about the last `restore`, a list of lines.
+    """
+
+    def __init__(self, directory):
+        self.directory = pathlib.Path(directory)
+        self.notices = []
+        self._manager = ocp.CheckpointManager(
+            self.directory.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation_policy.LatestN(2),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def save(self, state):
+        """Writes the state of `state.update` in the background; a second save is a no-op."""
+        update = int(state.update)
+        if update in self._manager.all_steps():
+            return
+        record = {"sha256": tree_sha256(to_host(state))}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+        )
+        self._manager.save(update, args=items)
+
+    def restore(self, template):
+        """The newest state that is whole, laid out like `template`; None where there is none.
+
+        Damaged checkpoints are deleted, and named in `notices`.
+        """
+        self.notices = []
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        for update in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._read(update, abstract)
+            except Exception as error:  # Orbax and TensorStore raise many kinds for damage.
+                reason = str(error).strip().splitlines()[0][:160]
+                self._discard(update)
+                self.notices.append(
+                    f"checkpoint {self.directory}/{update} is damaged ({reason}): deleted"
+                )
+        return None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _read(self, update, abstract):
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(update, args=items)
+        if tree_sha256(to_host(restored.state)) != restored.record["sha256"]:
+            raise ValueError("its contents do not match their digest")
+        return restored.state
+
+    def _discard(self, update):
+        try:
+            self._manager.delete(update)
+        except Exception as error:  # A folder too broken for Orbax to delete.
+            logging.debug("Orbax could not delete %s: %s", update, error)
+        shutil.rmtree(self.directory / str(update), ignore_errors=True)
+        self._manager.reload()
+
+
+def save_params(directory, params):
+    """Writes finished parameters; returns their digest."""
+    checkpointer = ocp.StandardCheckpointer()
+    checkpointer.save(pathlib.Path(directory).absolute(), params, force=True)
+    checkpointer.wait_until_finished()
+    checkpointer.close()
+    return tree_sha256(to_host(params))
+
+
+def load_params(directory, sha256):
+    """Finished parameters as NumPy arrays, on any number of devices.
+
+    Raises:
+      ValueError: where they are missing, damaged, or not those of `sha256`.
+    """
+    path = pathlib.Path(directory).absolute()
+    checkpointer = ocp.PyTreeCheckpointer()
+    try:
+        tree = checkpointer.metadata(path).item_metadata.tree
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        params = checkpointer.restore(path, restore_args=restore_args)
+    except Exception as error:  # As in `Checkpoints.restore`.
+        reason = str(error).strip().splitlines()[0][:160]
+        raise ValueError(f"{directory} cannot be read ({reason})") from error
+    if tree_sha256(params) != sha256:
+        raise ValueError(f"{directory} does not match its digest {sha256[:12]}")
+    return params
+
+
+def write_json(path, value):
+    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def read_json(path):
+    """The file's value, None where there is no such file."""
+    path = pathlib.Path(path)
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,104 @@
+"""One stage's updates, from its newest checkpoint to its last update."""
+
+import signal
+
+import jax
+import numpy as np
+
+from guided_distill.errors import UserError
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is on disk.
+
+    Attributes:
+      signum: the signal that asked.
+    """
+
+    def __init__(self, signum):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class StopSignals:
+    """Within this context SIGINT and SIGTERM set `received`; a second SIGINT stops at once."""
+
+    def __init__(self):
+        self.received = None
+        self._previous = {}
+
+    def __enter__(self):
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._previous[signum] = signal.signal(signum, self._on_signal)
+        return self
+
+    def __exit__(self, *exc_info):
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _on_signal(self, signum, frame):
+        if self.received == signal.SIGINT == signum:
+            raise KeyboardInterrupt
+        self.received = signum
+
+
+def train(
+    state,
+    update_fn,
+    batches,
+    *,
+    num_updates,
+    log_every,
+    checkpoint_every,
+    checkpoints,
+    on_progress,
+):
+    """Runs a stage from `state.update` to `num_updates`.
+
+    Args:
+      state: `TrainState` to go on from; donated.
+      update_fn: `(state, update, images, labels) -> (state, metrics)`.
+      batches: `update -> (images, labels)`.
+      num_updates: where to stop.
+      log_every: updates between looks at the metrics.
+      checkpoint_every: updates between checkpoints.
+      checkpoints: `Checkpoints` of the stage.
+      on_progress: called with (update, metrics of the last `log_every`).
+
+    Returns:
+      The final state, which is on disk too.
+
+    Raises:
+      Interrupted: after SIGINT or SIGTERM, with the state saved.
+      UserError: where the loss or the gradient is no longer finite; what was saved stays.
+    """
+    pending = []
+    with StopSignals() as signals:
+        for update in range(int(state.update), num_updates):
+            state, metrics = update_fn(state, update, *batches(update))
+            pending.append(metrics)
+            done = update + 1
+            stop = signals.received is not None
+            save = stop or done == num_updates or done % checkpoint_every == 0
+            if save or done % log_every == 0:
+                on_progress(done, finite_means(pending, first_update=done - len(pending)))
+                pending = []
+            if save:
+                checkpoints.save(state)
+            if stop:
+                raise Interrupted(signals.received)
+    return state
+
+
+def finite_means(metrics, first_update):
+    """Mean of each metric over consecutive updates; refuses values that are not finite."""
+    host = jax.device_get(metrics)
+    for offset, values in enumerate(host):
+        for name, value in values.items():
+            if not np.isfinite(value):
+                raise UserError(
+                    f"{name} is {value} at update {first_update + offset + 1}: the run stops and "
+                    "the last good checkpoint stays; lower this stage's learning_rate or "
+                    "lengthen its warmup_updates"
+                )
+    return {name: float(np.mean([values[name] for values in host])) for name in host[0]}

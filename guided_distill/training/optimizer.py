@@ -1,0 +1,40 @@
+"""Adam after a clip of the averaged gradient; the learning rate comes in as an argument."""
+
+import jax
+import numpy as np
+import optax
+
+LEARNING_RATE_DECAYS = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+}
+
+
+def make_optimizer(*, clip_norm, adam_b1, adam_b2, adam_eps):
+    """Gradient clip to a global norm, then Adam's direction; the rate is applied by `descend`."""
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.scale_by_adam(b1=adam_b1, b2=adam_b2, eps=adam_eps),
+    )
+
+
+def descend(params, direction, learning_rate):
+    """params − learning_rate · direction."""
+    return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
+
+
+def learning_rate_at(update, *, peak, warmup_updates, decay, num_updates):
+    """Learning rate of one update: a linear warm-up times a decay over the whole stage.
+
+    Args:
+      update: 0, …, num_updates − 1.
+      peak: the rate after warm-up, before decay.
+      warmup_updates: updates until the peak; 0 starts there.
+      decay: "constant", or "linear" to 0 at num_updates.
+      num_updates: updates of the stage.
+
+    Returns:
+      np.float32: always one kind, so that the compiled update is reused.
+    """
+    warmup = min(1.0, (update + 1) / max(1, warmup_updates))
+    return np.float32(peak * warmup * LEARNING_RATE_DECAYS[decay](update / num_updates))

@@ -1,0 +1,66 @@
+"""How arrays lie on the devices: a mesh with the axes `data` and `fsdp`."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def make_mesh(data=-1, fsdp=1):
+    """A device mesh with axes ('data', 'fsdp').
+
+    Args:
+      data: size of the data axis; -1 takes the devices that fsdp leaves.
+      fsdp: size of the axis that parameters and optimizer state are split over.
+
+    Raises:
+      ValueError: where the sizes do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    data = devices // fsdp if data == -1 else data
+    if data * fsdp != devices:
+        raise ValueError(f"mesh {data} x {fsdp} (data x fsdp) does not cover {devices} devices")
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def replicated(mesh):
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh):
+    """The leading axis is split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def state_shardings(tree, mesh):
+    """Each leaf split over `fsdp` along its longest axis that divides, else replicated."""
+    fsdp = mesh.shape["fsdp"]
+
+    def leaf_sharding(leaf):
+        divisible = [a for a, n in enumerate(leaf.shape) if n % fsdp == 0]
+        if fsdp == 1 or not divisible:
+            return replicated(mesh)
+        longest = max(divisible, key=lambda a: leaf.shape[a])
+        spec = [None] * len(leaf.shape)
+        spec[longest] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(leaf_sharding, tree)
+
+
+def place(tree, mesh):
+    """A host tree laid on the mesh as `state_shardings` says."""
+    return jax.device_put(tree, state_shardings(tree, mesh))
+
+
+def to_host(tree):
+    """A tree of NumPy arrays, gathered from all processes where they share a leaf."""
+
+    def fetch(leaf):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            from jax.experimental import multihost_utils
+
+            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return np.asarray(leaf)
+
+    return jax.tree.map(fetch, tree)
