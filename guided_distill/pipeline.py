@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pathlib
-import time
 import zlib
 
 import jax
@@ -109,7 +108,7 @@ class Trainer:
     Args:
       config: a checked ConfigDict.
       workdir: the run's folder.
-      on_stage_end: called with (stage, params) when a stage's params are finished.
+      on_stage_end: called with (stage, folder, updates of the run so far).
       metric_writer: clu's `MetricWriter`.
     """
 
@@ -167,25 +166,28 @@ class Trainer:
         Raises:
           UserError: where it holds the stage of another config or of another teacher.
         """
-        record = folder.record
-        begun_as = record["config"] if record else folder.begun_as
-        if begun_as is not None:
-            differences = settings.differing_keys(begun_as, stage.settings)
-            if differences:
-                raise UserError(
-                    f"{folder.path} holds a run of another config ({'; '.join(differences)}): "
-                    "take another --workdir, or the config it was begun with"
-                )
-        if record is None:
+        origin = folder.origin
+        if origin is None:
             return False
-        if record["data_sha256"] != self.source.sha256:
-            raise UserError(f"{folder.path} was trained on other data than {self.source.name} now")
+        differences = settings.differing_keys(origin["config"], stage.settings)
+        if differences:
+            raise UserError(
+                f"{folder.path} holds a run of another config ({'; '.join(differences)}): "
+                "take another --workdir, or the config it was begun with"
+            )
+        if origin["data_sha256"] != self.source.sha256:
+            raise UserError(
+                f"{folder.path} was trained on other data than {self.source.name} holds now: "
+                "take another --workdir"
+            )
         if teacher is not None and teacher.record is not None:
-            if record["parent_sha256"] != teacher.record["params_sha256"]:
+            if origin["parent_sha256"] != teacher.record["params_sha256"]:
                 raise UserError(
                     f"{folder.path} was distilled from another teacher than {teacher.path}: take "
                     "another --workdir, or remove that folder to distill it anew"
                 )
+        if folder.record is None:
+            return False
         try:
             folder.load()
         except UserError as error:
@@ -195,18 +197,23 @@ class Trainer:
 
     def train_stage(self, stage, folder, teacher_folder):
         """Trains one stage, resuming where it was left, and writes its params and record."""
-        started = time.perf_counter()
         teacher_params, teacher_record = None, {"params_sha256": None}
         if teacher_folder is not None:
             teacher_params, teacher_record = teacher_folder.load()
             self.check_teacher(stage, teacher_record, teacher_folder)
-        folder.begin(stage.settings)
+        origin = {
+            "config": stage.settings,
+            "data_sha256": self.source.sha256,
+            "parent_sha256": teacher_record["params_sha256"],
+        }
+        folder.begin(origin)
         fresh = self.fresh_state(stage, teacher_params)
         with Checkpoints(folder.checkpoints) as checkpoints:
             restored = checkpoints.restore(fresh)
             state = fresh if restored is None else restored
             self.tell_start(stage, state, checkpoints.notices, resumed=restored is not None)
             state = self.run_updates(stage, state, teacher_params, checkpoints)
+            seconds = checkpoints.seconds
         self.updates_before += stage.optimization["num_updates"]
         folder.finish(
             state.final_params,
@@ -218,18 +225,16 @@ class Trainer:
                 "schedule": {"name": "cosine"} | stage.settings["schedule"],
                 "parameterization": stage.settings["model"]["prediction"],
                 "data": self.source.name,
-                "data_sha256": self.source.sha256,
                 "num_classes": self.source.num_classes,
                 "image_shape": list(self.source.image_shape),
                 "updates": stage.optimization["num_updates"],
                 "seed": self.config.seed,
                 "parent": teacher_folder and folder.path_to(teacher_folder),
-                "parent_sha256": teacher_record["params_sha256"],
-                "seconds": round(time.perf_counter() - started, 1),
-                "config": stage.settings,
+                "seconds": round(seconds, 1),
+                **origin,
             },
         )
-        self.on_stage_end(stage, state.final_params)
+        self.on_stage_end(stage, folder, self.updates_before)
 
     def check_teacher(self, stage, record, folder):
         """Refuses a teacher that cannot teach this stage."""

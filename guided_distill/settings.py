@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 
+from ml_collections import ConfigDict
+
 from guided_distill.data.sources import SOURCES
 from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
 from guided_distill.distill.losses import LOSS_WEIGHTS
@@ -252,6 +254,12 @@ def flatten(config):
 def to_plain(config):
     """The config as JSON holds it: dicts, lists, numbers, strings."""
     return json.loads(config.to_json_best_effort())
+
+
+def from_plain(plain):
+    """The ConfigDict that `to_plain` made plain."""
+    rounds = tuple(ConfigDict(one_round) for one_round in plain["step_two"]["rounds"])
+    return ConfigDict(plain | {"step_two": plain["step_two"] | {"rounds": rounds}})
 
 
 def differing_keys(there, here):

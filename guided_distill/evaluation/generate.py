@@ -1,10 +1,59 @@
 """Samples by the thousand: each a function of (seed, index, label, w) and of nothing else."""
 
+import functools
+import json
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from guided_distill.diffusion.samplers import sample_ddim
+from guided_distill.diffusion.schedule import cosine_logsnr
+from guided_distill.models.build import build_unet
+from guided_distill.models.denoiser import bind, bind_guided
 from guided_distill.training.sharding import batch_sharding
+
+
+class Samplers:
+    """The generators of finished stages; stages of one architecture share a compilation.
+
+    Args:
+      mesh: device mesh.
+      batch_size: samples per compiled call.
+    """
+
+    def __init__(self, mesh, batch_size):
+        self.mesh, self.batch_size = mesh, batch_size
+        self._made = {}
+
+    def of(self, record):
+        """The `Generator` for a stage's record: a guided pair or a w-conditioned student."""
+        guided = record["stage"] == "teacher"
+        parts = [record["config"]["model"], record["config"]["schedule"]]
+        parts += [record["num_classes"], record["image_shape"], guided]
+        key = json.dumps(parts, sort_keys=True)
+        if key not in self._made:
+            self._made[key] = self._make(*parts)
+        return self._made[key]
+
+    def _make(self, model, schedule, num_classes, image_shape, guided):
+        network = build_unet(model, num_classes=num_classes, w_conditioned=not guided)
+
+        def bind_denoiser(params, labels):
+            if not guided:
+                return bind(network, params, labels, prediction=model["prediction"])
+            null_labels = jnp.full_like(labels, num_classes)
+            return bind_guided(
+                network, params, labels, null_labels, prediction=model["prediction"]
+            )
+
+        return Generator(
+            bind_denoiser,
+            image_shape=tuple(image_shape),
+            logsnr_fn=functools.partial(cosine_logsnr, **schedule),
+            mesh=self.mesh,
+            batch_size=self.batch_size,
+        )
 
 
 class Generator:

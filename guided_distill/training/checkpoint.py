@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shutil
+import time
 
 import flax
 import jax
@@ -39,11 +40,13 @@ class Checkpoints:
 
     Attributes:
       notices: what a person should know about the last `restore`, a list of lines.
+      seconds: spent on the stage so far, earlier runs included.
     """
 
     def __init__(self, directory):
         self.directory = pathlib.Path(directory)
         self.notices = []
+        self._seconds_before, self._started = 0.0, time.perf_counter()
         self._manager = ocp.CheckpointManager(
             self.directory.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -52,12 +55,16 @@ class Checkpoints:
             ),
         )
 
+    @property
+    def seconds(self):
+        return self._seconds_before + time.perf_counter() - self._started
+
     def save(self, state):
         """Writes the state of `state.update` in the background; a second save is a no-op."""
         update = int(state.update)
         if update in self._manager.all_steps():
             return
-        record = {"sha256": tree_sha256(to_host(state))}
+        record = {"sha256": tree_sha256(to_host(state)), "seconds": self.seconds}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
         )
@@ -96,6 +103,7 @@ class Checkpoints:
         restored = self._manager.restore(update, args=items)
         if tree_sha256(to_host(restored.state)) != restored.record["sha256"]:
             raise ValueError("its contents do not match their digest")
+        self._seconds_before = restored.record["seconds"]
         return restored.state
 
     def _discard(self, update):

@@ -3,7 +3,6 @@
 import sys
 import time
 
-from absl import logging
 from tqdm import tqdm
 
 LINE_EVERY_SECONDS = 10.0
@@ -22,10 +21,10 @@ class Progress:
       total: number of steps.
       done: steps done before this process started.
       unit: what a step is.
-      images_per_step: for the rate.
+      images_per_step: for the rate; 0 shows none.
     """
 
-    def __init__(self, title, *, total, done=0, unit="update", images_per_step=1):
+    def __init__(self, title, *, total, done=0, unit="update", images_per_step=0):
         self.title, self.total, self.unit = title, total, unit
         self.images_per_step = images_per_step
         self.done, self.first = done, done
@@ -55,7 +54,8 @@ class Progress:
         """Shows that `done` steps are done, with the given numbers."""
         self.done = done
         shown = [f"{name} {value:.4g}" for name, value in metrics.items()]
-        shown.append(f"{self.images_per_second:,.0f} images/s")
+        if self.images_per_step:
+            shown.append(f"{self.images_per_second:,.0f} images/s")
         if self.bar is not None:
             self.bar.n = done
             self.bar.set_postfix_str("  ".join(shown))
@@ -64,7 +64,6 @@ class Progress:
             left = self._seconds_left()
             shown.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
             say(f"{self.title}: {self.unit} {done}/{self.total}  {'  '.join(shown)}")
-            logging.flush()
 
     def close(self):
         """Leaves the bar's last state on the screen."""

@@ -29,13 +29,16 @@ class StageFolder:
         return read_json(self.path / "stage.json")
 
     @property
-    def begun_as(self):
-        """The settings the stage was begun with, None before it was."""
-        return read_json(self.path / "config.json")
+    def origin(self):
+        """What determines the params, None before the stage is begun.
 
-    def begin(self, settings):
-        """Notes the settings that determine the params, before the first update."""
-        write_json(self.path / "config.json", settings)
+        `config` (the part that matters), `data_sha256`, `parent_sha256`.
+        """
+        return self.record or read_json(self.path / "config.json")
+
+    def begin(self, origin):
+        """Notes what determines the params, before the first update."""
+        write_json(self.path / "config.json", origin)
 
     def finish(self, params, record):
         """Writes the params, then the record that makes the stage finished."""

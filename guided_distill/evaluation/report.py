@@ -1,0 +1,232 @@
+"""The report of a run: `results.json`, a table for the terminal, `report.md` with pictures."""
+
+import pathlib
+
+from guided_distill.evaluation.pictures import (
+    save_distance_by_calls,
+    save_strips,
+    save_trade_off,
+)
+from guided_distill.training.checkpoint import write_json
+
+MODEL_NAMES = {
+    "teacher": "full teacher",
+    "step_one": "step one",
+    "ddim": "guided DDIM",
+    "student": "student",
+}
+STRIP_LENGTH = 10
+
+
+def write_report(folder, rows, pictures, provenance):
+    """Writes the report into `folder`.
+
+    Args:
+      folder: `report/` of the workdir.
+      rows: rows of `Evaluation.run`.
+      pictures: pictures of `Evaluation.run`.
+      provenance: what the numbers rest on, plain JSON.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_distance_by_calls(folder / "distance_by_calls.png", rows)
+    save_trade_off(folder / "trade_off.png", rows)
+    compared = comparison_blocks(pictures)
+    save_strips(folder / "comparison.png", compared, "The same noise through every model")
+    dial = dial_blocks(pictures)
+    save_strips(folder / "student.png", dial, "One student family: guidance weight by steps")
+    (folder / "report.md").write_text(render_markdown(rows, provenance))
+    write_json(folder / "results.json", {"provenance": provenance, "rows": rows})
+
+
+def comparison_blocks(pictures):
+    """One block per w: the full teacher, then DDIM and student at the largest and fewest N."""
+    distilled = sorted({steps for model, steps, _ in pictures if model == "student"})
+    shown = sorted({distilled[len(distilled) // 2], distilled[0]}, reverse=True)
+    blocks = {}
+    for w in sorted({w for _, _, w in pictures}):
+        full_steps = next(steps for model, steps, _ in pictures if model == "teacher")
+        block = {calls_label("teacher", full_steps): pictures["teacher", full_steps, w]}
+        for model in ("ddim", "student"):
+            for steps in shown:
+                block[calls_label(model, steps)] = pictures[model, steps, w]
+        blocks[f"w = {w:g}"] = {name: x[:STRIP_LENGTH] for name, x in block.items()}
+    return blocks
+
+
+def dial_blocks(pictures):
+    """One block per N of the students, one strip per w."""
+    distilled = sorted({steps for model, steps, _ in pictures if model == "student"})
+    weights = sorted({w for _, _, w in pictures})
+    return {
+        f"N = {steps}": {
+            f"w = {w:g}": pictures["student", steps, w][:STRIP_LENGTH] for w in weights
+        }
+        for steps in distilled
+    }
+
+
+def calls_label(model, num_steps):
+    """'student, 4 calls'."""
+    calls = num_steps * (2 if model in ("teacher", "ddim") else 1)
+    return f"{MODEL_NAMES[model]}, {calls} call{'s' if calls > 1 else ''}"
+
+
+def table(rows, metric, digits):
+    """A Markdown table of one metric: a line per model and N, a column per w.
+
+    The best of the few-call models (students and guided DDIM) in each column is bold.
+    """
+    weights = sorted({row["w"] for row in rows})
+    lines = {}
+    for row in rows:
+        lines.setdefault((row["model"], row["num_steps"]), {})[row["w"]] = row
+    lowest = metric != "accuracy" and metric != "is"
+    best = {}
+    for w in weights:
+        few = [r[metric] for r in rows if r["w"] == w and r["model"] in ("ddim", "student")]
+        best[w] = min(few) if lowest else max(few)
+
+    def cell(row):
+        text = f"{row[metric]:.{digits}f}"
+        is_best = row["model"] in ("ddim", "student") and row[metric] == best[row["w"]]
+        return f"**{text}**" if is_best else text
+
+    body = []
+    for (model, num_steps), by_w in sorted(lines.items(), key=lambda item: line_order(*item[0])):
+        calls = next(iter(by_w.values()))["network_calls"]
+        name = [MODEL_NAMES[model], str(num_steps), str(calls)]
+        body.append(name + [cell(by_w[w]) for w in weights])
+    header = ["model", "N", "calls"] + [f"w = {w:g}" for w in weights]
+    return align([header, *body])
+
+
+def line_order(model, num_steps):
+    """Full teacher, step one, students, then DDIM, each from many steps to few."""
+    return (("teacher", "step_one", "student", "ddim").index(model), -num_steps)
+
+
+def align(cells):
+    """A Markdown table whose columns line up in a terminal; the first row is the header."""
+    widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
+    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    rows = [cells[0], rule, *cells[1:]]
+    return "\n".join(
+        "| "
+        + " | ".join(
+            text.ljust(width) if k == 0 else text.rjust(width)
+            for k, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        + " |"
+        for row in rows
+    )
+
+
+def speed_table(rows):
+    """Images per second of each model over all w, and the speed-up over the full teacher."""
+    rates = {}
+    for row in rows:
+        rates.setdefault((row["model"], row["num_steps"], row["network_calls"]), []).append(
+            row["images_per_second"]
+        )
+    mean = {key: len(values) / sum(1 / v for v in values) for key, values in rates.items()}
+    full = next(rate for (model, _, _), rate in mean.items() if model == "teacher")
+    body = [
+        [MODEL_NAMES[model], str(steps), str(calls), f"{rate:,.1f}", f"{rate / full:,.1f} x"]
+        for (model, steps, calls), rate in sorted(
+            mean.items(), key=lambda item: line_order(*item[0][:2])
+        )
+    ]
+    return align([["model", "N", "calls", "images/s", "speed-up"], *body])
+
+
+def terminal_summary(rows, provenance):
+    """What a run prints at its end."""
+    n = rows[0]["n"]
+    return "\n".join(
+        [
+            "",
+            f"Fréchet distance to {provenance['data']} on classifier features (n = {n}, "
+            f"classifier {provenance['classifier_accuracy']:.1%} on held-out data); lower is better",
+            table(rows, "fid", 2).replace("**", "  "),
+            "",
+            "Same-noise RMSE to the full teacher; lower is better",
+            table(rows, "rmse_to_teacher", 3).replace("**", "  "),
+            "",
+        ]
+    )
+
+
+def render_markdown(rows, provenance):
+    """The report as Markdown."""
+    full = next(row for row in rows if row["model"] == "teacher")
+    students = [row for row in rows if row["model"] == "student"]
+    fewest = min(students, key=lambda row: row["network_calls"])
+    seconds = provenance["training_seconds"]
+    minutes = sum(seconds.values()) / 60
+    stage_lines = "\n".join(
+        f"| {name} | {provenance['updates'][name]:,} | {seconds[name]:.0f} |" for name in seconds
+    )
+    return f"""# {provenance["data"]}: distilled guided diffusion
+
+A guided teacher that needs {full["network_calls"]} network calls for a picture, distilled into
+students that need {fewest["network_calls"]} to {max(r["network_calls"] for r in students)}, over
+guidance weights w in [{provenance["w_range"][0]:g}, {provenance["w_range"][1]:g}] (w = 0 is
+unguided). Training took {minutes:.1f} minutes on {provenance["devices"]}.
+
+![The same noise through every model](comparison.png)
+
+Every strip starts from the same ten noise samples, labels 0 to 9 of the data set's classes.
+
+## Fréchet distance
+
+To the {provenance["reference_size"]:,} training pictures, on features of a classifier trained on
+the same data ({provenance["features"]}; {provenance["classifier_accuracy"]:.1%} right on
+{provenance["test_size"]} held-out pictures). n = {full["n"]} samples in every row. These are not
+Inception features: compare rows, not papers; and a small n biases every value upwards. Lower is
+better; bold marks the best of the few-call models.
+
+{table(rows, "fid", 2)}
+
+![Fréchet distance against network calls](distance_by_calls.png)
+
+![Trade-off of distance and score over w](trade_off.png)
+
+## Distance from the full teacher, sample by sample
+
+Root mean square difference of samples from the same noise and label, pictures in [-1, 1].
+
+{table(rows, "rmse_to_teacher", 3)}
+
+The same from the step-one model at {full["num_steps"]} steps, which is what step two distills:
+
+{table(students, "rmse_to_step_one", 3)}
+
+## Class accuracy and inception score
+
+Share of samples that the classifier gives the class that was asked for:
+
+{table(rows, "accuracy", 3)}
+
+exp E[KL(p(y|x) ‖ p(y))] of the same classifier, over all n samples:
+
+{table(rows, "is", 2)}
+
+## Speed
+
+Measured in this run, compilation left out, batches of {provenance["batch_size"]}.
+
+{speed_table(rows)}
+
+## One dial
+
+![Guidance weight by number of steps](student.png)
+
+## What it took
+
+| stage | updates | seconds |
+| --- | ---: | ---: |
+{stage_lines}
+
+Provenance (seeds, hashes of data and parameters) stands in [results.json](results.json).
+"""
