@@ -116,12 +116,22 @@ def use_compilation_cache(folder):
 
 def parse_flags(argv):
     """Parses the command line; a mistake there is one line too, not a traceback."""
+    from guided_distill import settings
+
     try:
-        return flags.FLAGS(argv)
+        settings.check_override_names(argv)
+        rest = flags.FLAGS(argv)
+        hasattr(_CONFIG.value, "items")  # A file that could not be read raises at first use.
+        return rest
+    except UserError as error:
+        sys.exit(fail(error))
     except flags.UnrecognizedFlagError as error:
         sys.exit(fail(f"unknown flag --{error.flagname}{nearest(error.flagname, flags.FLAGS)}"))
+    except IndexError:
+        sys.exit(fail("an override names a round that step_two.rounds does not have"))
     except (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
-        sys.exit(fail(str(error).strip("'\"")))
+        # A mistake inside the config file comes as a traceback: its last line is the message.
+        sys.exit(fail(f"bad command line or config file: {str(error).strip().splitlines()[-1]}"))
 
 
 def fail(error):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 from ml_collections import ConfigDict
 
@@ -137,7 +138,7 @@ def check_config(config):
     rounds = values.pop("step_two.rounds", None)
     check_rules(values, RULES, prefix="")
     check_rounds(rounds, config.step_two.start_steps)
-    check_together(config, [r.num_steps for r in rounds])
+    check_together(config, [one_round["num_steps"] for one_round in rounds])
 
 
 def check_rules(values, rules, prefix):
@@ -151,6 +152,24 @@ def check_rules(values, rules, prefix):
         if not rule.test(values[key]):
             hint = nearest(values[key], rule.choices)
             raise UserError(f"{prefix}{key} must be {rule.words}, got {values[key]!r}{hint}")
+
+
+def check_override_names(argv):
+    """Checks the keys of all `--config.<key>=…` arguments before they are applied.
+
+    Raises:
+      UserError: naming the argument and the nearest known key.
+    """
+    for argument in argv:
+        if not argument.startswith("--config."):
+            continue
+        key = argument.removeprefix("--config.").split("=")[0]
+        of_round = re.fullmatch(r"(step_two\.rounds\[\d+\]\.)(.*)", key)
+        prefix, name = of_round.groups() if of_round else ("", key)
+        rules = ROUND_RULES if of_round else RULES
+        if name not in rules and name != "step_two.rounds":
+            close = nearest(name, rules).replace("mean ", f"mean {prefix}")
+            raise UserError(f"unknown config key {key}{close}")
 
 
 def check_rounds(rounds, start_steps):

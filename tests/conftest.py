@@ -1,0 +1,72 @@
+"""Eight virtual devices, strict ranks, and pieces that many tests share."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from guided_distill.diffusion.schedule import alpha_sigma, cosine_logsnr  # noqa: E402
+from guided_distill.models.build import init_params  # noqa: E402
+from guided_distill.models.unet import UNet  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def logsnr_fn():
+    return cosine_logsnr
+
+
+@pytest.fixture
+def keys():
+    """One key per example of a batch of 16."""
+    return jax.random.split(jax.random.key(0), 16)
+
+
+@pytest.fixture
+def noise():
+    """`[16, 4, 4, 1]` standard normal."""
+    return jax.random.normal(jax.random.key(1), (16, 4, 4, 1))
+
+
+def gaussian_denoiser(spread):
+    """The exact denoiser E[x | z_t] of x ~ N(0, spread²)."""
+
+    def denoise(z, logsnr, w):
+        alpha, sigma = alpha_sigma(logsnr, z.ndim)
+        return alpha * spread**2 / (alpha**2 * spread**2 + sigma**2) * z
+
+    return denoise
+
+
+def constant_denoiser(value):
+    """Predicts the same everywhere."""
+    return lambda z, logsnr, w: jnp.full_like(z, value)
+
+
+def small_unet(**kwargs):
+    """A U-Net of a few thousand parameters with every kind of layer."""
+    settings = dict(
+        num_classes=3,
+        width=8,
+        channel_mults=(1, 2),
+        num_res_blocks=1,
+        attention_resolutions=(4,),
+    )
+    return UNet(**(settings | kwargs))
+
+
+def random_params(network, image_shape=(8, 8, 1), seed=0, scale=0.1):
+    """Initial parameters with noise on every leaf, so that nothing is zero by construction."""
+    params = jax.jit(lambda key: init_params(network, key, image_shape))(jax.random.key(seed))
+    leaves, treedef = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    noisy = [leaf + scale * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    return jax.tree.unflatten(treedef, noisy)

@@ -1,0 +1,197 @@
+"""Laws of the network and of the denoisers made from it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_params, small_unet
+from numpy.testing import assert_allclose, assert_array_equal
+
+from guided_distill.diffusion.guidance import guide
+from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
+from guided_distill.models.build import count_params, init_params
+from guided_distill.models.denoiser import bind, bind_guided, drop_labels, init_student
+from guided_distill.models.embeddings import embed_logsnr, embed_w
+from guided_distill.models.unet import Dropout, UNet
+
+BATCH = 6
+
+
+@pytest.fixture
+def inputs():
+    """z, λ, labels (null among them) and w."""
+    z = jax.random.normal(jax.random.key(2), (BATCH, 8, 8, 1))
+    labels = jnp.array([0, 1, 2, 3, 0, 3])
+    return z, jnp.linspace(-15.0, 15.0, BATCH), labels, jnp.linspace(0.0, 4.0, BATCH)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "out_channels", "expected"),
+    [
+        # ImageNet 64x64: 295,905,222 with an output of 2C channels; this network has C.
+        (
+            dict(num_classes=1000, width=192, channel_mults=(1, 2, 3, 4), num_res_blocks=3,
+                 attention_resolutions=(32, 16, 8), head_dim=64),
+            64, 6, 295_905_222,
+        ),
+        # CIFAR-10: 60,004,099 without classes, to which the class projection adds (10 + 1) · 1024.
+        (
+            dict(num_classes=10, width=256, channel_mults=(1, 1, 1), num_res_blocks=3,
+                 attention_resolutions=(16, 8)),
+            32, 3, 60_004_099 + 11 * 1024,
+        ),
+    ],
+)  # fmt: skip
+def test_unet_has_the_parameter_count_of_the_papers_networks(
+    settings, size, out_channels, expected
+):
+    network = UNet(**settings)
+    shapes = jax.eval_shape(lambda key: init_params(network, key, (size, size, 3)), jax.random.key(0))
+    extra_outputs = (out_channels - 3) * (9 * settings["width"] + 1)
+    assert count_params(shapes) + extra_outputs == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape"),
+    [
+        (dict(width=4, channel_mults=(1,), attention_resolutions=()), (5, 5, 2)),
+        (dict(width=20, channel_mults=(1, 3), attention_resolutions=(3,)), (6, 6, 3)),
+        (dict(width=8, head_dim=4, channel_mults=(1, 2, 2)), (16, 16, 1)),
+    ],
+)
+def test_unet_takes_any_width_square_size_and_channel_count(settings, shape):
+    network = small_unet(**settings)
+    params = random_params(network, shape)
+    z = jax.random.normal(jax.random.key(0), (2, *shape))
+    out = network.apply({"params": params}, z, jnp.zeros(2), jnp.zeros(2, jnp.int32))
+    assert out.shape == z.shape and out.dtype == jnp.float32 and np.isfinite(out).all()
+
+
+def test_fresh_unet_predicts_zero(inputs):
+    network = small_unet()
+    params = jax.jit(lambda key: init_params(network, key, (8, 8, 1)))(jax.random.key(0))
+    assert_array_equal(network.apply({"params": params}, *inputs[:3]), np.zeros((BATCH, 8, 8, 1)))
+
+
+@pytest.mark.parametrize("w", [0.0, 0.3, 4.0])
+def test_fresh_student_equals_the_conditional_teacher_for_every_w(inputs, w):
+    z, logsnr, labels, _ = inputs
+    teacher_network, student_network = small_unet(), small_unet(w_conditioned=True)
+    teacher_params = random_params(teacher_network)
+    student_params = init_student(random_params(student_network, scale=0.0, seed=5), teacher_params)
+    teacher = bind(teacher_network, teacher_params, labels, prediction="v")
+    student = bind(student_network, student_params, labels, prediction="v")
+    weights = jnp.full(BATCH, w)
+    expected = teacher(z, logsnr, weights)
+    assert_allclose(student(z, logsnr, weights), expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(expected).max() > 0.1
+
+
+def test_students_new_parameters_are_the_w_branch_and_learn(inputs):
+    z, logsnr, labels, w = inputs
+    network = small_unet(w_conditioned=True)
+    teacher_params = random_params(small_unet())
+    params = init_student(random_params(network, scale=0.0), teacher_params)
+    assert set(params) - set(teacher_params) == {"w_0", "w_1"}
+
+    def loss(params):
+        return jnp.mean(bind(network, params, labels, prediction="x")(z, logsnr, w) ** 2)
+
+    grads = jax.grad(loss)(params)
+    assert np.abs(grads["w_1"]["kernel"]).max() > 0
+
+
+def test_student_of_another_architecture_is_refused():
+    fresh = random_params(small_unet(w_conditioned=True))
+    with pytest.raises(ValueError, match="unexpected .*conv_0"):
+        init_student({"w_0": fresh["w_0"]}, random_params(small_unet()))
+    with pytest.raises(ValueError, match="of another shape .*conv_in"):
+        init_student(random_params(small_unet(width=12, w_conditioned=True)), random_params(small_unet()))
+
+
+def test_guided_pair_is_the_combination_of_two_passes(inputs):
+    z, logsnr, labels, w = inputs
+    network = small_unet()
+    params = random_params(network)
+    null = jnp.full_like(labels, 3)
+    cond = bind(network, params, labels, prediction="v")(z, logsnr, w)
+    uncond = bind(network, params, null, prediction="v")(z, logsnr, w)
+    guided = bind_guided(network, params, labels, null, prediction="v")(z, logsnr, w)
+    assert_allclose(guided, guide(cond, uncond, w), atol=2e-5)
+    assert np.abs(cond - uncond)[labels != 3].max() > 1e-3
+
+
+def test_labels_matter_and_the_null_label_is_shared_by_all_classes(inputs):
+    z, logsnr, _, _ = inputs
+    network = small_unet()
+    params = random_params(network)
+    predict = lambda label: network.apply(  # noqa: E731
+        {"params": params}, z, logsnr, jnp.full(BATCH, label)
+    )
+    assert np.abs(predict(0) - predict(1)).max() > 1e-3
+    assert np.abs(predict(0) - predict(3)).max() > 1e-3
+
+
+def test_label_dropout_has_its_rate_and_touches_nothing_else():
+    labels = jnp.tile(jnp.arange(3), 2000)
+    keys = jax.random.split(jax.random.key(0), 6000)
+    dropped = drop_labels(labels, keys, null_label=3, rate=0.1)
+    assert_allclose(np.mean(dropped == 3), 0.1, atol=0.015)
+    assert_array_equal(dropped[dropped != 3], labels[dropped != 3])
+    assert_array_equal(drop_labels(labels, keys, null_label=3, rate=0.0), labels)
+
+
+@pytest.mark.parametrize("prediction", sorted(X_FROM_PREDICTION))
+def test_denoiser_reads_each_kind_of_prediction(inputs, prediction):
+    z, logsnr, labels, w = inputs
+    network = small_unet()
+    params = random_params(network)
+    raw = network.apply({"params": params}, z, logsnr, labels)
+    x_hat = bind(network, params, labels, prediction=prediction)(z, logsnr, w)
+    assert_array_equal(x_hat, X_FROM_PREDICTION[prediction](raw, z, logsnr))
+
+
+def test_bfloat16_network_stays_close_and_returns_float32(inputs):
+    z, logsnr, labels, w = inputs
+    params = random_params(small_unet())
+    exact = bind(small_unet(), params, labels, prediction="v")(z, logsnr, w)
+    coarse = bind(small_unet(dtype=jnp.bfloat16), params, labels, prediction="v")(z, logsnr, w)
+    assert coarse.dtype == jnp.float32
+    assert 0 < np.abs(coarse - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_dropout_keeps_the_mean_and_depends_on_each_examples_key_alone():
+    keys = jax.random.split(jax.random.key(0), 64)
+    x = jnp.ones((64, 8, 8, 4))
+    drop = lambda rate, x, keys: Dropout(rate).apply({}, x, keys)  # noqa: E731
+    dropped = drop(0.25, x, keys)
+    assert sorted(set(np.unique(dropped).round(5).tolist())) == [0.0, round(1 / 0.75, 5)]
+    assert_allclose(dropped.mean(), 1.0, atol=0.02)
+    assert_array_equal(drop(0.25, x[3:5], keys[3:5]), dropped[3:5])
+    assert_array_equal(drop(0.25, x, None), x)
+
+
+def test_dropout_layers_draw_different_masks(inputs):
+    z, logsnr, labels, _ = inputs
+    network = small_unet(dropout=0.5)
+    params = random_params(network)
+    keys = jax.random.split(jax.random.key(0), BATCH)
+    _, state = network.apply(
+        {"params": params}, z, logsnr, labels, None, keys,
+        capture_intermediates=lambda module, _: isinstance(module, Dropout),
+        mutable=["intermediates"],
+    )  # fmt: skip
+    masks = [np.asarray(leaf == 0) for leaf in jax.tree.leaves(state["intermediates"])]
+    same_shape = [m for m in masks if m.shape == masks[0].shape]
+    assert len(same_shape) >= 2 and not np.array_equal(same_shape[0], same_shape[1])
+
+
+def test_embeddings_tell_neighbouring_values_apart():
+    for embed, values in (
+        (embed_w, jnp.linspace(0.0, 4.0, 41)),
+        (embed_logsnr, jnp.linspace(-20.0, 20.0, 41)),
+    ):
+        features = np.asarray(embed(values, 32))
+        assert features.shape == (41, 32) and np.abs(features).max() <= 1.0
+        distances = np.linalg.norm(features[:, None] - features[None], axis=-1)
+        assert distances[~np.eye(41, dtype=bool)].min() > 1e-3
