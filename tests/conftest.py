@@ -3,8 +3,14 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        # Tests compile much and compute little.
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
 )
 
 import jax  # noqa: E402
@@ -63,10 +69,15 @@ def small_unet(**kwargs):
     return UNet(**(settings | kwargs))
 
 
-def random_params(network, image_shape=(8, 8, 1), seed=0, scale=0.1):
-    """Initial parameters with noise on every leaf, so that nothing is zero by construction."""
-    params = jax.jit(lambda key: init_params(network, key, image_shape))(jax.random.key(seed))
-    leaves, treedef = jax.tree.flatten(params)
+def random_params(network, image_shape=(8, 8, 1), seed=0, scale=0.3):
+    """Parameters of which none is zero by construction, made without compiling an init."""
+    init = lambda key: init_params(network, key, image_shape)  # noqa: E731
+    shapes = jax.eval_shape(init, jax.random.key(0))
     rng = np.random.default_rng(seed)
-    noisy = [leaf + scale * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
-    return jax.tree.unflatten(treedef, noisy)
+
+    def draw(leaf):
+        fan_in = max(1, leaf.size // leaf.shape[-1])
+        values = rng.standard_normal(leaf.shape).astype(np.float32)
+        return values * (scale if leaf.ndim == 1 else fan_in**-0.5)
+
+    return jax.tree.map(draw, shapes)

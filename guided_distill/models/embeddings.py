@@ -34,6 +34,6 @@ def embed_logsnr(logsnr, dim):
 def embed_w(w, dim):
     """Fourier embedding of the guidance weight (section 3, step one): `[B]` -> `[B, dim]`.
 
-    Periods from 0.6 to 600: smooth over the interval [0, 4], distinct for weights 0.1 apart.
+    Periods from 0.8 to 25: smooth over the paper's interval [0, 4], apart for weights 0.1 apart.
     """
-    return sinusoids(w, dim, low=0.01, high=10.0)
+    return sinusoids(w, dim, low=0.25, high=8.0)

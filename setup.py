@@ -1,0 +1,26 @@
+"""Installs the package, its console script and its extras."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+here = pathlib.Path(__file__).parent
+
+setup(
+    name="guided_distill",
+    version="0.1.0",
+    description="Distillation of classifier-free guided diffusion models, in JAX",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["guided_distill", "guided_distill.*"]),
+    install_requires=(here / "requirements.txt").read_text().split(),
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6"],
+        "tf": ["tensorflow-cpu>=2.21", "tensorboard>=2.21"],
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+    },
+    entry_points={"console_scripts": ["guided-distill = guided_distill.main:run"]},
+)
