@@ -104,9 +104,7 @@ def halving_rounds(start_steps, *, num_updates, last_updates, learning_rate):
     while num_steps >= 1:
         updates = last_updates if num_steps <= 2 else num_updates
         rounds.append(
-            ConfigDict(
-                dict(num_steps=num_steps, num_updates=updates, learning_rate=learning_rate)
-            )
+            ConfigDict(dict(num_steps=num_steps, num_updates=updates, learning_rate=learning_rate))
         )
         num_steps //= 2
     return tuple(rounds)

@@ -73,7 +73,9 @@ def stages_after(stages, teacher_folder):
 
     left = [stage for stage in stages if comes_after(stage)]
     if not left:
-        raise UserError(f"--teacher={teacher_folder.path} leaves no stage to train: {record['stage']}")
+        raise UserError(
+            f"--teacher={teacher_folder.path} leaves no stage to train: {record['stage']}"
+        )
     return left
 
 
@@ -152,6 +154,13 @@ def sample(workdir, *, stage, num_steps, weights, labels, n, seed, out, batch_si
       batch_size: samples per compiled call.
     """
     check_picture_path(out)
+    for flag, value, low in (
+        ("num_steps", num_steps, 1),
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+    ):
+        if value < low:
+            raise UserError(f"--{flag} must be at least {low}, got {value}")
     folder = choose_stage(workdir, stage, num_steps)
     params, record = folder.load()
     w_range = record["w_range"] or (0.0, float("inf"))  # The guided teacher takes any weight.
@@ -199,8 +208,6 @@ def check_picture_path(out):
 def choose_stage(workdir, stage, num_steps):
     """The folder that `--mode=sample` draws from."""
     workdir = pathlib.Path(workdir)
-    if num_steps < 1:
-        raise UserError(f"--num_steps must be at least 1, got {num_steps}")
     if stage in ("teacher", "step_one"):
         return StageFolder(workdir / stage)
     if stage not in ("", "step_two"):

@@ -96,9 +96,7 @@ def select_stages(stages, name):
     chosen = [s for s in stages if name in ("", s.name, s.kind) or s.name.endswith(f"/{name}")]
     if not chosen:
         names = [s.name for s in stages]
-        raise UserError(
-            f"--stage={name} is none of {', '.join(names)}{nearest(name, names)}"
-        )
+        raise UserError(f"--stage={name} is none of {', '.join(names)}{nearest(name, names)}")
     return chosen
 
 
@@ -164,11 +162,23 @@ class Trainer:
         """Whether the folder holds this stage, finished and whole.
 
         Raises:
-          UserError: where it holds the stage of another config or of another teacher.
+          UserError: where it holds the stage of another config, data set or teacher.
         """
-        origin = folder.origin
-        if origin is None:
+        if folder.origin is None:
             return False
+        self.check_origin(stage, folder, teacher)
+        if folder.record is None:
+            return False
+        try:
+            folder.load()
+        except UserError as error:
+            say(f"{error}".split(":")[0] + ": finishing the stage again from its checkpoint")
+            return False
+        return True
+
+    def check_origin(self, stage, folder, teacher):
+        """Refuses a folder begun with another config, data set or teacher."""
+        origin = folder.origin
         differences = settings.differing_keys(origin["config"], stage.settings)
         if differences:
             raise UserError(
@@ -180,20 +190,12 @@ class Trainer:
                 f"{folder.path} was trained on other data than {self.source.name} holds now: "
                 "take another --workdir"
             )
-        if teacher is not None and teacher.record is not None:
-            if origin["parent_sha256"] != teacher.record["params_sha256"]:
-                raise UserError(
-                    f"{folder.path} was distilled from another teacher than {teacher.path}: take "
-                    "another --workdir, or remove that folder to distill it anew"
-                )
-        if folder.record is None:
-            return False
-        try:
-            folder.load()
-        except UserError as error:
-            say(f"{error}".split(":")[0] + ": finishing the stage again from its checkpoint")
-            return False
-        return True
+        teacher_record = teacher.record if teacher else None
+        if teacher_record and origin["parent_sha256"] != teacher_record["params_sha256"]:
+            raise UserError(
+                f"{folder.path} was distilled from another teacher than {teacher.path}: take "
+                "another --workdir, or remove that folder to distill it anew"
+            )
 
     def train_stage(self, stage, folder, teacher_folder):
         """Trains one stage, resuming where it was left, and writes its params and record."""
@@ -331,9 +333,7 @@ class Trainer:
 
     def stage_key(self, stage):
         """PRNG key of everything a stage draws."""
-        return jax.random.fold_in(
-            jax.random.key(self.config.seed), zlib.crc32(stage.name.encode())
-        )
+        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(stage.name.encode()))
 
     def tell_start(self, stage, state, notices, resumed):
         """Says what the person should know before the updates begin."""

@@ -113,9 +113,7 @@ def test_step_one_is_solved_by_the_guided_teacher_and_only_for_its_w(keys, noise
     def teacher(z, logsnr, w):
         return guide(cond(z, logsnr, w), uncond(z, logsnr, w), w)
 
-    kwargs = dict(
-        w_range=W_RANGE, logsnr_fn=cosine_logsnr, loss_weight=LOSS_WEIGHTS["x"]
-    )
+    kwargs = dict(w_range=W_RANGE, logsnr_fn=cosine_logsnr, loss_weight=LOSS_WEIGHTS["x"])
     assert_array_equal(step_one_loss(teacher, teacher, noise, keys, **kwargs), np.zeros(16))
     assert np.all(step_one_loss(cond, teacher, noise, keys, **kwargs) > 0)
     unguided = step_one_loss(cond, teacher, noise, keys, **(kwargs | {"w_range": (0.0, 0.0)}))

@@ -44,9 +44,7 @@ def test_hash_sees_pictures_labels_and_order():
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(10, 4), (7, 20), (5, 5)])
 def test_every_epoch_is_a_permutation_of_its_own(num_examples, batch_size):
     updates = 3 * num_examples
-    stream = np.concatenate(
-        [batch_indices(num_examples, batch_size, 0, u) for u in range(updates)]
-    )
+    stream = np.concatenate([batch_indices(num_examples, batch_size, 0, u) for u in range(updates)])
     epochs = stream[: len(stream) // num_examples * num_examples].reshape(-1, num_examples)
     assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(num_examples), (len(epochs), 1)))
     assert len({tuple(epoch) for epoch in epochs[:10]}) > 5
@@ -62,9 +60,7 @@ def test_batches_are_a_function_of_seed_and_update():
 
 def test_batches_lie_on_the_devices_in_global_order():
     source = load_source("digits", "train")
-    mesh = jax.make_mesh(
-        (4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2
-    )
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     batches = Batches(source, batch_size=16, seed=0, sharding=batch_sharding(mesh))
     images, labels = batches(5)
     indices = batch_indices(1500, 16, 0, 5)

@@ -45,9 +45,7 @@ def test_frechet_distance_is_a_distance_also_for_singular_covariances():
     assert_allclose(frechet_distance(*b, *b), 0.0, atol=1e-6)
     rotation, _ = np.linalg.qr(np.random.default_rng(3).standard_normal((5, 5)))
     turned = [(rotation @ m, rotation @ c @ rotation.T) for m, c in (a, b)]
-    assert_allclose(
-        frechet_distance(*turned[0], *turned[1]), frechet_distance(*a, *b), rtol=1e-7
-    )
+    assert_allclose(frechet_distance(*turned[0], *turned[1]), frechet_distance(*a, *b), rtol=1e-7)
 
 
 def test_moments_are_those_of_the_features():

@@ -37,9 +37,23 @@ def test_imports_go_down(path):
 
 def test_core_runs_without_the_packages_of_the_edges():
     """Diffusion, algorithms, models and the update need jax, flax and optax alone."""
-    core = [*PACKAGE.glob("diffusion/*.py"), *PACKAGE.glob("distill/*.py"), *PACKAGE.glob("models/*.py")]
+    core = [
+        *PACKAGE.glob("diffusion/*.py"),
+        *PACKAGE.glob("distill/*.py"),
+        *PACKAGE.glob("models/*.py"),
+    ]
     core += [PACKAGE / "training" / name for name in ("update.py", "state.py", "optimizer.py")]
-    allowed = {"jax", "flax", "optax", "numpy", "guided_distill", "math", "zlib", "typing", "difflib"}
+    allowed = {
+        "jax",
+        "flax",
+        "optax",
+        "numpy",
+        "guided_distill",
+        "math",
+        "zlib",
+        "typing",
+        "difflib",
+    }
     for path in core:
         for node in ast.walk(ast.parse(path.read_text())):
             names = []

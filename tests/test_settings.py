@@ -120,7 +120,9 @@ def test_stages_are_planned_in_order_with_what_determines_their_params():
     changed.evaluation.num_samples = 7
     changed.step_two.rounds[2].num_updates = 3
     different = [
-        a.name for a, b in zip(stages, plan_stages(changed), strict=True) if a.settings != b.settings
+        a.name
+        for a, b in zip(stages, plan_stages(changed), strict=True)
+        if a.settings != b.settings
     ]
     assert different == ["step_two/deterministic/0032"]
 

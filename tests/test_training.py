@@ -54,9 +54,7 @@ def run_teacher_updates(mesh, batch, num_updates=3):
     """Teacher updates with label dropout and dropout; parameters and last metrics."""
     network = small_unet(dropout=0.2)
     state = init_state(random_params(network), OPTIMIZER, keep_ema=True)
-    update = make_update_teacher(
-        network, OPTIMIZER, label_dropout=0.3, ema_decay=0.9, **LOSS
-    )
+    update = make_update_teacher(network, OPTIMIZER, label_dropout=0.3, ema_decay=0.9, **LOSS)
     state = sharding.place(state, mesh)
     key = jax.device_put(jax.random.key(4), sharding.replicated(mesh))
     placed = [jax.device_put(part, sharding.batch_sharding(mesh)) for part in batch]

@@ -51,6 +51,4 @@ class Batches:
     def _local(self):
         """Positions in the batch that this process's devices hold, sorted `[B / processes]`."""
         spans = self.sharding.addressable_devices_indices_map((self.batch_size,)).values()
-        return np.unique(
-            np.concatenate([np.arange(self.batch_size)[span[0]] for span in spans])
-        )
+        return np.unique(np.concatenate([np.arange(self.batch_size)[span[0]] for span in spans]))

@@ -59,9 +59,7 @@ def step_one_loss(student, teacher, x, keys, *, w_range, logsnr_fn, loss_weight)
     return weighted_mse(student(z_t, logsnr_t, w), x_hat_w, loss_weight(logsnr_t))
 
 
-def step_two_loss(
-    student, teacher, x, keys, *, num_steps, w_range, logsnr_fn, loss_weight
-):
+def step_two_loss(student, teacher, x, keys, *, num_steps, w_range, logsnr_fn, loss_weight):
     """Algorithm 2: one student step of 1/N matches two teacher steps of 0.5/N.
 
     Args:

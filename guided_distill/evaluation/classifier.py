@@ -118,9 +118,7 @@ def train_classifier(network, source, *, num_updates, seed):
 
 def shift(key, x):
     """The whole batch moved by up to `MAX_SHIFT` pixels each way; edges are filled with -1."""
-    padded = jnp.pad(
-        x, ((0, 0), (MAX_SHIFT,) * 2, (MAX_SHIFT,) * 2, (0, 0)), constant_values=-1.0
-    )
+    padded = jnp.pad(x, ((0, 0), (MAX_SHIFT,) * 2, (MAX_SHIFT,) * 2, (0, 0)), constant_values=-1.0)
     top, left = jax.random.randint(key, (2,), 0, 2 * MAX_SHIFT + 1)
     return jax.lax.dynamic_slice(padded, (0, top, left, 0), x.shape)
 

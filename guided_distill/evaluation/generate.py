@@ -43,9 +43,7 @@ class Samplers:
             if not guided:
                 return bind(network, params, labels, prediction=model["prediction"])
             null_labels = jnp.full_like(labels, num_classes)
-            return bind_guided(
-                network, params, labels, null_labels, prediction=model["prediction"]
-            )
+            return bind_guided(network, params, labels, null_labels, prediction=model["prediction"])
 
         return Generator(
             bind_denoiser,

@@ -147,7 +147,8 @@ def terminal_summary(rows, provenance):
         [
             "",
             f"Fréchet distance to {provenance['data']} on classifier features (n = {n}, "
-            f"classifier {provenance['classifier_accuracy']:.1%} on held-out data); lower is better",
+            f"classifier {provenance['classifier_accuracy']:.1%} right on held-out data); "
+            "lower is better",
             table(rows, "fid", 2).replace("**", "  "),
             "",
             "Same-noise RMSE to the full teacher; lower is better",

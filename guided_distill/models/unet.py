@@ -186,9 +186,7 @@ def normalize(x, dtype, name):
 
 def zero_conv(features, dtype, name):
     """A 3x3 convolution that starts at zero."""
-    return nn.Conv(
-        features, (3, 3), dtype=dtype, kernel_init=nn.initializers.zeros, name=name
-    )
+    return nn.Conv(features, (3, 3), dtype=dtype, kernel_init=nn.initializers.zeros, name=name)
 
 
 def halve(x):

@@ -1,4 +1,4 @@
-"""A stage's folder: `checkpoints/`, `params/`, `config.json` while it runs, `stage.json` at the end."""
+"""A stage's folder: `config.json` first, `checkpoints/`, then `params/` and `stage.json`."""
 
 import dataclasses
 import os

@@ -89,15 +89,11 @@ def make_update_step_one(
     return compile_update(update_step_one)
 
 
-def make_update_step_two(
-    network, optimizer, *, prediction, w_range, logsnr_fn, loss_weight
-):
+def make_update_step_two(network, optimizer, *, prediction, w_range, logsnr_fn, loss_weight):
     """`update_step_two(state, teacher_params, num_steps, stage_key, learning_rate, images,
     labels)`: Algorithm 2 for a student of `num_steps` steps."""
 
-    def update_step_two(
-        state, teacher_params, num_steps, stage_key, learning_rate, images, labels
-    ):
+    def update_step_two(state, teacher_params, num_steps, stage_key, learning_rate, images, labels):
         keys = example_keys(stage_key, state.update, images.shape[0])
 
         def losses(params):
@@ -125,9 +121,7 @@ def compile_update(update):
         nonlocal compiled
         if compiled is None:
             state_layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-            compiled = jax.jit(
-                update, donate_argnums=0, out_shardings=(state_layout, None)
-            )
+            compiled = jax.jit(update, donate_argnums=0, out_shardings=(state_layout, None))
         return compiled(state, *args)
 
     return call
@@ -141,9 +135,7 @@ def apply_gradient(state, losses, optimizer, learning_rate, ema_decay):
     ema = state.ema
     if ema is not None:
         ema = jax.tree.map(lambda a, p: a + (1.0 - ema_decay) * (p - a), ema, params)
-    state = state.replace(
-        update=state.update + 1, params=params, ema=ema, opt_state=opt_state
-    )
+    state = state.replace(update=state.update + 1, params=params, ema=ema, opt_state=opt_state)
     return state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
 
@@ -151,4 +143,3 @@ def example_keys(stage_key, update, batch_size):
     """One key per example, a function of (stage, update, global index of the example): `[B]`."""
     update_key = jax.random.fold_in(stage_key, update)
     return jax.vmap(jax.random.fold_in, (None, 0))(update_key, jnp.arange(batch_size))
-

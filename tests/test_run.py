@@ -1,0 +1,359 @@
+"""Whole runs on real digits: finished, stopped in every way, resumed, and asked wrong things."""
+
+import json
+import logging
+import os
+import pathlib
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from guided_distill import jobs, settings
+from guided_distill.errors import UserError
+from guided_distill.pipeline import plan_stages
+
+ROOT = pathlib.Path(__file__).parents[1]
+STAGES = ["teacher", "step_one", *(f"step_two/deterministic/{n:04d}" for n in (8, 4, 2, 1))]
+
+
+def tiny_config():
+    """The smoke run, smaller still: four rounds from 16 steps."""
+    config = runpy.run_path(str(ROOT / "configs" / "digits.py"))["get_config"]("smoke")
+    with config.ignore_type():
+        config.step_two.start_steps = 16
+        config.step_two.rounds = config.step_two.rounds[1:]
+        config.evaluation.num_steps = (1, 4)
+    config.teacher.num_updates = 12
+    config.step_one.num_updates = 6
+    for one_round in config.step_two.rounds:
+        one_round.num_updates = 4
+    config.log_every = config.checkpoint_every = 2
+    config.evaluation.num_samples = 40
+    config.evaluation.batch_size = 40
+    config.evaluation.classifier_updates = 20
+    return config
+
+
+class CompileLog(logging.Handler):
+    """Counts what JAX says it compiles, by function name."""
+
+    def __init__(self):
+        super().__init__(level=logging.DEBUG)
+        self.names = []
+
+    def emit(self, record):
+        match = re.match(r"Compiling (?:jit\()?(\w+)\)?", record.getMessage())
+        if match:
+            self.names.append(match.group(1))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(workdir, names of everything compiled) of a finished tiny run."""
+    workdir = tmp_path_factory.mktemp("finished")
+    log = CompileLog()
+    logger = logging.getLogger("jax")
+    logger.addHandler(log)
+    with jax.log_compiles():
+        jobs.train(tiny_config(), workdir)
+    logger.removeHandler(log)
+    return workdir, log.names
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run that a test may spoil."""
+    return pathlib.Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+def hashes(workdir):
+    """params_sha256 of every stage, None where it is not finished."""
+    paths = {stage: pathlib.Path(workdir, stage, "stage.json") for stage in STAGES}
+    return {
+        stage: json.loads(path.read_text())["params_sha256"] if path.exists() else None
+        for stage, path in paths.items()
+    }
+
+
+def test_each_update_is_compiled_exactly_once_over_all_rounds(finished):
+    _, names = finished
+    for update in ("update_teacher", "update_step_one", "update_step_two"):
+        assert names.count(update) == 1, (update, names.count(update))
+    # One sampler for the guided pair and one for every student, whatever N.
+    assert names.count("sample") == 2
+
+
+def test_every_stage_leaves_its_params_and_its_record(finished):
+    workdir, _ = finished
+    parents = [None, *hashes(workdir).values()]
+    for stage, parent in zip(STAGES, parents, strict=False):
+        record = json.loads((workdir / stage / "stage.json").read_text())
+        assert (workdir / stage / "params").is_dir() and (workdir / stage / "checkpoints").is_dir()
+        assert record["parent_sha256"] == parent
+        assert record["data"] == "digits" and len(record["data_sha256"]) == 64
+        assert record["seconds"] > 0 and record["config"]["seed"] == record["seed"] == 0
+        assert record["schedule"] == {"name": "cosine", "logsnr_min": -20.0, "logsnr_max": 20.0}
+        assert record["w_range"] == (None if stage == "teacher" else [0.0, 4.0])
+    assert record["num_steps"] == 1 and record["algorithm"] == "deterministic"
+
+
+def test_report_holds_a_row_for_every_contender(finished):
+    workdir, _ = finished
+    results = json.loads((workdir / "report" / "results.json").read_text())
+    rows = {(row["model"], row["num_steps"], row["w"]): row for row in results["rows"]}
+    few = [(model, n) for model in ("ddim", "student") for n in (1, 4)]
+    expected = {(m, n, w) for m, n in [("teacher", 16), ("step_one", 16), *few] for w in (0.0, 2.0)}
+    assert set(rows) == expected
+    assert rows["ddim", 4, 0.0]["network_calls"] == 8
+    assert rows["student", 4, 0.0]["network_calls"] == 4
+    assert rows["teacher", 16, 2.0]["rmse_to_teacher"] == 0.0
+    assert rows["student", 1, 2.0]["rmse_to_step_one"] > 0
+    for row in rows.values():
+        assert row["n"] == 40 and np.isfinite([row["fid"], row["is"], row["accuracy"]]).all()
+        assert row["features"] == results["provenance"]["features"]
+    assert results["provenance"]["params_sha256"]["teacher"] == hashes(workdir)["teacher"]
+    report = (workdir / "report" / "report.md").read_text()
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", report):
+        with Image.open(workdir / "report" / picture) as image:
+            assert image.size[0] > 300
+    assert len(list((workdir / "samples").glob("*.png"))) == len(STAGES)
+    assert list((workdir / "metrics").iterdir())
+
+
+def test_a_finished_run_says_so_and_changes_nothing(finished, capsys):
+    workdir, _ = finished
+    before = hashes(workdir)
+    written = (workdir / "report" / "results.json").stat().st_mtime_ns
+    capsys.readouterr()
+    jobs.train(tiny_config(), workdir)
+    assert "this run is finished" in capsys.readouterr().err
+    assert hashes(workdir) == before
+    assert (workdir / "report" / "results.json").stat().st_mtime_ns == written
+
+
+def test_another_config_is_refused_with_the_keys_that_differ(finished):
+    config = tiny_config()
+    config.teacher.num_updates = 13
+    config.model.width = 12
+    with pytest.raises(UserError, match=r"model.width: 8 there, 12 here; teacher.num_updates: 12"):
+        jobs.train(config, finished[0])
+
+
+def test_evaluation_settings_may_change_in_a_finished_run(copied):
+    config = tiny_config()
+    config.evaluation.num_samples = 20
+    jobs.train(config, copied)
+    results = json.loads((copied / "report" / "results.json").read_text())
+    assert {row["n"] for row in results["rows"]} == {20}
+
+
+def test_damaged_params_are_restored_from_the_checkpoint(copied, capsys):
+    before = hashes(copied)
+    shutil.rmtree(copied / "step_one" / "params" / "d")
+    jobs.train(tiny_config(), copied)
+    assert "finishing the stage again from its checkpoint" in capsys.readouterr().err
+    assert hashes(copied) == before
+
+
+def test_a_stage_can_learn_from_another_workdir(finished, tmp_path):
+    source, _ = finished
+    jobs.train(
+        tiny_config(), tmp_path, stage_name="step_two/0004",
+        teacher=source / "step_two" / "deterministic" / "0008",
+    )  # fmt: skip
+    stage = STAGES[3]
+    assert hashes(tmp_path)[stage] == hashes(source)[stage]
+    with pytest.raises(UserError, match="a student of 2 steps needs a teacher of 4, .* has 8"):
+        jobs.train(
+            tiny_config(), tmp_path, stage_name="step_two/0002",
+            teacher=source / "step_two" / "deterministic" / "0008",
+        )  # fmt: skip
+    with pytest.raises(UserError, match="holds no finished stage"):
+        jobs.train(tiny_config(), tmp_path / "new", stage_name="step_one")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    config = tiny_config()
+    config.teacher.learning_rate = 1e30
+    with pytest.raises(UserError, match=r"(loss|grad_norm) is (nan|inf) at update \d+"):
+        jobs.train(config, tmp_path)
+    assert hashes(tmp_path)["teacher"] is None
+
+
+def sample(workdir, out, **kwargs):
+    defaults = dict(stage="", num_steps=4, weights=[2.0], labels=[], n=6, seed=0, batch_size=8)
+    jobs.sample(workdir, out=str(out), **(defaults | kwargs))
+    return np.load(out) if str(out).endswith(".npz") else out
+
+
+def test_samples_are_arrays_or_a_picture(finished, tmp_path):
+    workdir, _ = finished
+    arrays = sample(workdir, tmp_path / "x.npz", labels=[3, 5])
+    assert arrays["samples"].shape == (6, 8, 8, 1) and arrays["samples"].dtype == np.float32
+    assert np.abs(arrays["samples"]).max() <= 1.0
+    assert arrays["labels"].tolist() == [3, 5, 3, 5, 3, 5] and arrays["labels"].dtype == np.int32
+    again = sample(workdir, tmp_path / "y.npz", labels=[3, 5], batch_size=16)
+    np.testing.assert_allclose(again["samples"], arrays["samples"], atol=1e-5)
+    with Image.open(sample(workdir, tmp_path / "a" / "grid.png", n=64)) as picture:
+        assert picture.size == (8 * 9 * 4 - 4, 8 * 9 * 4 - 4)
+
+
+def test_weights_share_the_samples_on_the_same_noise(finished, tmp_path):
+    workdir, _ = finished
+    arrays = sample(workdir, tmp_path / "x.npz", stage="teacher", weights=[0.0, 4.0], n=8)
+    assert arrays["w"].tolist() == [0.0] * 4 + [4.0] * 4
+    assert arrays["labels"].tolist() == [0, 1, 2, 3] * 2
+    alone = sample(workdir, tmp_path / "y.npz", stage="teacher", weights=[4.0], n=4)
+    np.testing.assert_allclose(arrays["samples"][4:], alone["samples"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(num_steps=3), r"--num_steps 3 was never distilled; distilled to: 1, 2, 4, 8"),
+        (dict(num_steps=0), r"--num_steps must be at least 1, got 0"),
+        (dict(weights=[5.0]), r"--w must lie in the trained range \[0, 4\], got 5"),
+        (dict(weights=[-1.0], stage="teacher"), r"--w must lie in the trained range \[0, inf\]"),
+        (dict(weights=[float("nan")]), r"--w must lie in the trained range"),
+        (dict(labels=[10]), r"--labels must lie in 0 to 9, got 10"),
+        (dict(labels=[-1]), r"--labels must lie in 0 to 9, got -1"),
+        (dict(n=0), r"--n=0 leaves no sample"),
+        (dict(n=1, weights=[0.0, 1.0]), r"--n=1 leaves no sample for some of the 2 weights"),
+        (dict(stage="step_three"), r"--stage must be teacher, step_one or step_two"),
+        (dict(batch_size=0), r"--batch_size must be at least 1, got 0"),
+        (dict(seed=-1), r"--seed must be at least 0, got -1"),
+    ],
+)
+def test_samples_that_cannot_be_drawn_are_refused(finished, tmp_path, kwargs, message):
+    with pytest.raises(UserError, match=message):
+        sample(finished[0], tmp_path / "x.npz", **kwargs)
+    assert not (tmp_path / "x.npz").exists()
+
+
+@pytest.mark.parametrize("out", ["", "grid.pgn", "folder/"])
+def test_outputs_that_cannot_be_written_are_refused(finished, out):
+    with pytest.raises(UserError, match="--out"):
+        sample(finished[0], out)
+
+
+def test_empty_workdirs_are_refused(tmp_path):
+    with pytest.raises(UserError, match="distilled to: none yet"):
+        sample(tmp_path, tmp_path / "x.npz")
+    with pytest.raises(UserError, match="holds no run"):
+        jobs.load_config(tmp_path)
+    with pytest.raises(UserError, match="holds no finished student"):
+        jobs.evaluate(tiny_config(), tmp_path)
+
+
+# The command line, in processes of their own.
+
+
+def command(workdir, *arguments):
+    overrides = [
+        "--config.teacher.num_updates=12",
+        "--config.step_one.num_updates=8",
+        "--config.log_every=2",
+        "--config.checkpoint_every=4",
+        "--config.evaluation.num_samples=40",
+        "--config.evaluation.batch_size=40",
+        "--config.evaluation.classifier_updates=20",
+    ]
+    config = ROOT / "configs" / "digits.py"
+    return [
+        sys.executable, "-m", "guided_distill.main",
+        f"--config={config}:smoke", f"--workdir={workdir}", *overrides, *arguments,
+    ]  # fmt: skip
+
+
+def environment(tmp_path_factory):
+    """Shares compiled programs between the processes of this module."""
+    cache = tmp_path_factory.getbasetemp() / "compiled"
+    return os.environ | {"PYTHONPATH": str(ROOT)}, f"--compilation_cache={cache}"
+
+
+def run_until(line, workdir, arguments, env, signum):
+    """Starts a run, sends `signum` once a line of its log holds `line`; exit code and log."""
+    process = subprocess.Popen(
+        command(workdir, *arguments), env=env, cwd=workdir.parent, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    log = []
+    for text in process.stderr:
+        log.append(text)
+        if line in text:
+            process.send_signal(signum)
+            log.extend(process.stderr)
+            break
+    return process.wait(timeout=120), "".join(log)
+
+
+@pytest.mark.slow
+def test_a_run_stopped_in_every_way_ends_with_the_params_of_an_unbroken_one(tmp_path_factory):
+    """kill -9 in step one, SIGTERM and Ctrl-C in step two; then the same command to the end."""
+    env, cache = environment(tmp_path_factory)
+    base = tmp_path_factory.mktemp("runs")
+    unbroken, broken = base / "unbroken", base / "broken"
+    whole = subprocess.run(command(unbroken, cache), env=env, cwd=base, capture_output=True)
+    assert whole.returncode == 0, whole.stderr.decode()
+
+    code, _ = run_until("step one: update", broken, [cache], env, signal.SIGKILL)
+    assert code == -signal.SIGKILL and hashes(broken)["teacher"] is not None
+    code, log = run_until("round 2 of 5", broken, [cache], env, signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM, log
+    assert "the same command goes on from here" in log and "Traceback" not in log
+    code, log = run_until("round 4 of 5", broken, [cache], env, signal.SIGINT)
+    assert code == 128 + signal.SIGINT, log
+    assert "Traceback" not in log
+    rest = subprocess.run(command(broken, cache), env=env, cwd=base, capture_output=True, text=True)
+    assert rest.returncode == 0, rest.stderr
+    assert "student" in rest.stdout and "report:" in rest.stderr
+
+    assert None not in hashes(unbroken).values()
+    assert hashes(broken) == hashes(unbroken)
+    again = time.perf_counter()
+    done = subprocess.run(command(broken, cache), env=env, cwd=base, capture_output=True, text=True)
+    assert done.returncode == 0 and "this run is finished" in done.stderr
+    assert time.perf_counter() - again < 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.step_two.rounds[0].num_step=4"], r"step_two.rounds\[0\].num_steps\?"),
+        (
+            ["--config.step_two.rounds[9].num_steps=4"],
+            r"a round that step_two.rounds does not have",
+        ),
+        (["--config.step_two.rounds[0].num_steps=7"], r"must halve the teacher's 32 \(16\), got 7"),
+        (["--config.seed=one"], r"--config.seed=one"),
+        (["--mode=trian"], r"--mode=trian"),
+        (["--work_dir=x"], r"unknown flag --work_dir \(did you mean workdir\?\)"),
+        (["extra"], r"unexpected argument extra"),
+        (["--mode=sample", "--out=x.png", "--w=two"], r"--w takes numbers .* got 'two'"),
+        (["--config=nowhere.py"], r"No such file or directory: 'nowhere.py'"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(tmp_path, arguments, message):
+    result = subprocess.run(
+        command(tmp_path / "run", *arguments), env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 1
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    assert re.search(message, lines[0])
+    assert not (tmp_path / "run").exists()
+
+
+def test_tiny_config_is_a_right_config():
+    settings.check_config(tiny_config())
+    assert [stage.name for stage in plan_stages(tiny_config())] == STAGES
