@@ -14,10 +14,10 @@ from guided_distill.evaluation.evaluate import Evaluation, list_contenders
 from guided_distill.evaluation.generate import Samplers
 from guided_distill.evaluation.pictures import grid, save_grid
 from guided_distill.evaluation.report import terminal_summary, write_report
-from guided_distill.pipeline import Trainer, plan_stages, select_stages
+from guided_distill.pipeline import Trainer
+from guided_distill.stages import plan_stages, select_stages, stages_after
 from guided_distill.training import sharding
-from guided_distill.training.checkpoint import read_json, write_json
-from guided_distill.training.metric_writer import make_metric_writer
+from guided_distill.training.checkpoint import read_json
 from guided_distill.training.progress import say
 from guided_distill.training.stage_folder import StageFolder
 
@@ -41,42 +41,19 @@ def train(config, workdir, *, stage_name="", teacher=""):
     stages = select_stages(plan_stages(config), stage_name)
     teacher_folder = StageFolder(pathlib.Path(teacher)) if teacher else None
     if teacher_folder:
-        stages = stages_after(stages, teacher_folder)
+        _, record = teacher_folder.load()
+        stages = stages_after(stages, record)
     samplers = make_samplers(config)
-    writer = make_metric_writer(workdir / "metrics")
     trainer = Trainer(
-        config,
-        workdir,
-        on_stage_end=lambda *args: preview(config, workdir, samplers, writer, *args),
-        metric_writer=writer,
+        config, workdir, on_stage_end=lambda *args: preview(config, workdir, samplers, *args)
     )
-    write_json(workdir / "config.json", settings.to_plain(config))
     trained = trainer.run(stages, teacher_folder)
-    writer.close()
     if stage_name:
         say(f"{stage_name}: {'finished' if trained else 'was finished before'}: {workdir}")
         return
     evaluated = evaluate(config, workdir, samplers)
     if not trained and not evaluated:
         say(f"this run is finished: {workdir / 'report' / 'report.md'}")
-
-
-def stages_after(stages, teacher_folder):
-    """The stages that a finished stage of another workdir leaves to be trained."""
-    _, record = teacher_folder.load()
-
-    def comes_after(stage):
-        if record["stage"] == "step_two":
-            return stage.kind == "step_two" and stage.num_steps < record["num_steps"]
-        order = ("teacher", "step_one", "step_two")
-        return order.index(stage.kind) > order.index(record["stage"])
-
-    left = [stage for stage in stages if comes_after(stage)]
-    if not left:
-        raise UserError(
-            f"--teacher={teacher_folder.path} leaves no stage to train: {record['stage']}"
-        )
-    return left
 
 
 def evaluate(config, workdir, samplers=None):
@@ -118,8 +95,17 @@ def evaluate(config, workdir, samplers=None):
         seed=config.evaluation.seed,
     )
     rows, pictures = comparison.run(contenders, config.evaluation.w)
+    provenance |= describe(config, stages, extractor, train_source, test_source)
+    write_report(folder, rows, pictures, provenance)
+    print(terminal_summary(rows, provenance))
+    say(f"report: {folder / 'report.md'}")
+    return True
+
+
+def describe(config, stages, extractor, train_source, test_source):
+    """What a report's numbers rest on, as plain JSON."""
     records = [record for _, record in stages.values()]
-    provenance |= {
+    return {
         "data": train_source.name,
         "data_sha256": train_source.sha256,
         "reference_size": len(train_source),
@@ -133,10 +119,6 @@ def evaluate(config, workdir, samplers=None):
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
     }
-    write_report(folder, rows, pictures, provenance)
-    print(terminal_summary(rows, provenance))
-    say(f"report: {folder / 'report.md'}")
-    return True
 
 
 def sample(workdir, *, stage, num_steps, weights, labels, n, seed, out, batch_size):
@@ -247,7 +229,7 @@ def make_samplers(config):
     return Samplers(mesh, config.evaluation.batch_size)
 
 
-def preview(config, workdir, samplers, writer, stage, folder, update):
+def preview(config, workdir, samplers, stage, folder, update, writer):
     """Draws a strip per guidance weight after a stage: `samples/<stage>.png`, TensorBoard."""
     params, record = folder.load()
     weights = config.evaluation.w

@@ -1,6 +1,5 @@
 """Teacher → step one → halving rounds: each stage's student is the next one's teacher."""
 
-import dataclasses
 import functools
 import pathlib
 import zlib
@@ -13,12 +12,14 @@ from guided_distill.data.batches import Batches
 from guided_distill.data.sources import load_source
 from guided_distill.diffusion.schedule import cosine_logsnr
 from guided_distill.distill.losses import LOSS_WEIGHTS
-from guided_distill.errors import UserError, nearest
+from guided_distill.errors import UserError
 from guided_distill.models.build import build_unet, count_params, init_params
 from guided_distill.models.denoiser import init_student
+from guided_distill.stages import plan_stages
 from guided_distill.training import sharding
-from guided_distill.training.checkpoint import Checkpoints
+from guided_distill.training.checkpoint import Checkpoints, write_json
 from guided_distill.training.loop import train
+from guided_distill.training.metric_writer import make_metric_writer
 from guided_distill.training.optimizer import learning_rate_at, make_optimizer
 from guided_distill.training.progress import Progress, say
 from guided_distill.training.stage_folder import StageFolder
@@ -29,76 +30,6 @@ from guided_distill.training.update import (
     make_update_teacher,
 )
 
-SHARED_SETTINGS = ("seed", "data", "schedule", "model", "optimizer")
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One stage of a run.
-
-    Attributes:
-      name: its folder in the workdir: `teacher`, `step_one`, `step_two/<algorithm>/<NNNN>`.
-      kind: `teacher`, `step_one` or `step_two`.
-      title: for people.
-      num_steps: N of a distilled student, else None.
-      optimization: `num_updates`, `batch_size`, `learning_rate`, … of this stage.
-      settings: the part of the config that determines the params, as plain JSON.
-    """
-
-    name: str
-    kind: str
-    title: str
-    num_steps: int | None
-    optimization: dict
-    settings: dict
-
-
-def plan_stages(config):
-    """The stages of a config, in order: teacher, step one, one per halving round."""
-    plain = settings.to_plain(config)
-    shared = {key: plain[key] for key in SHARED_SETTINGS}
-    distilled = shared | {"w_range": plain["w_range"]}
-    stages = [
-        Stage(
-            "teacher", "teacher", "teacher", None, plain["teacher"],
-            shared | {"teacher": plain["teacher"]},
-        ),
-        Stage(
-            "step_one", "step_one", "step one", None, plain["step_one"],
-            distilled | {"step_one": plain["step_one"]},
-        ),
-    ]  # fmt: skip
-    step_two = plain["step_two"]
-    rounds, algorithm = step_two.pop("rounds"), step_two["algorithm"]
-    step_two.pop("start_steps")
-    for k, one_round in enumerate(rounds, start=1):
-        num_steps = one_round["num_steps"]
-        optimization = step_two | one_round
-        stages.append(
-            Stage(
-                f"step_two/{algorithm}/{num_steps:04d}",
-                "step_two",
-                f"step two, round {k} of {len(rounds)} (N = {num_steps})",
-                num_steps,
-                optimization,
-                distilled | {"step_two": optimization},
-            )
-        )
-    return stages
-
-
-def select_stages(stages, name):
-    """The named stage alone ('' selects all); `step_two` selects every round.
-
-    Raises:
-      UserError: where no stage is called so.
-    """
-    chosen = [s for s in stages if name in ("", s.name, s.kind) or s.name.endswith(f"/{name}")]
-    if not chosen:
-        names = [s.name for s in stages]
-        raise UserError(f"--stage={name} is none of {', '.join(names)}{nearest(name, names)}")
-    return chosen
-
 
 class Trainer:
     """Trains a config's stages in a workdir; compiles each kind of update once.
@@ -106,15 +37,13 @@ class Trainer:
     Args:
       config: a checked ConfigDict.
       workdir: the run's folder.
-      on_stage_end: called with (stage, folder, updates of the run so far).
-      metric_writer: clu's `MetricWriter`.
+      on_stage_end: called with (stage, folder, updates of the run so far, metric writer).
     """
 
-    def __init__(self, config, workdir, *, on_stage_end, metric_writer):
+    def __init__(self, config, workdir, *, on_stage_end):
         self.config = config
         self.workdir = pathlib.Path(workdir)
         self.on_stage_end = on_stage_end
-        self.metric_writer = metric_writer
         self.source = load_source(config.data.name, "train")
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
         self.logsnr_fn = functools.partial(
@@ -136,6 +65,9 @@ class Trainer:
         Returns:
           How many stages were trained (0: all were finished before).
         """
+        for stage in stages:
+            self.check_settings(stage, self.folder(stage))
+        write_json(self.workdir / "config.json", settings.to_plain(self.config))
         trained = 0
         for stage in stages:
             folder = self.folder(stage)
@@ -162,11 +94,9 @@ class Trainer:
         """Whether the folder holds this stage, finished and whole.
 
         Raises:
-          UserError: where it holds the stage of another config, data set or teacher.
+          UserError: where it holds the stage of another teacher.
         """
-        if folder.origin is None:
-            return False
-        self.check_origin(stage, folder, teacher)
+        self.check_parent(folder, teacher)
         if folder.record is None:
             return False
         try:
@@ -176,22 +106,28 @@ class Trainer:
             return False
         return True
 
-    def check_origin(self, stage, folder, teacher):
-        """Refuses a folder begun with another config, data set or teacher."""
-        origin = folder.origin
-        differences = settings.differing_keys(origin["config"], stage.settings)
+    def check_settings(self, stage, folder):
+        """Refuses a folder begun with another config or data set."""
+        if folder.origin is None:
+            return
+        differences = settings.differing_keys(folder.origin["config"], stage.settings)
         if differences:
             raise UserError(
                 f"{folder.path} holds a run of another config ({'; '.join(differences)}): "
                 "take another --workdir, or the config it was begun with"
             )
-        if origin["data_sha256"] != self.source.sha256:
+        if folder.origin["data_sha256"] != self.source.sha256:
             raise UserError(
                 f"{folder.path} was trained on other data than {self.source.name} holds now: "
                 "take another --workdir"
             )
+
+    def check_parent(self, folder, teacher):
+        """Refuses a folder begun with another teacher."""
         teacher_record = teacher.record if teacher else None
-        if teacher_record and origin["parent_sha256"] != teacher_record["params_sha256"]:
+        if folder.origin is None or teacher_record is None:
+            return
+        if folder.origin["parent_sha256"] != teacher_record["params_sha256"]:
             raise UserError(
                 f"{folder.path} was distilled from another teacher than {teacher.path}: take "
                 "another --workdir, or remove that folder to distill it anew"
@@ -236,7 +172,7 @@ class Trainer:
                 **origin,
             },
         )
-        self.on_stage_end(stage, folder, self.updates_before)
+        self.on_stage_end(stage, folder, self.updates_before, self.metric_writer)
 
     def check_teacher(self, stage, record, folder):
         """Refuses a teacher that cannot teach this stage."""
@@ -345,6 +281,11 @@ class Trainer:
             say(f"{stage.title}: no whole checkpoint is left, starting the stage anew")
         if stage.kind == "teacher" and not resumed:
             say(f"network of {count_params(state.params):,} parameters")
+
+    @functools.cached_property
+    def metric_writer(self):
+        """clu's writer of the run's TensorBoard files, made when there is something to write."""
+        return make_metric_writer(self.workdir / "metrics")
 
     @functools.cached_property
     def teacher_network(self):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from guided_distill import jobs, settings
 from guided_distill.errors import UserError
-from guided_distill.pipeline import plan_stages
+from guided_distill.stages import plan_stages
 
 ROOT = pathlib.Path(__file__).parents[1]
 STAGES = ["teacher", "step_one", *(f"step_two/deterministic/{n:04d}" for n in (8, 4, 2, 1))]
@@ -352,6 +352,20 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, arguments, message)
     assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
     assert re.search(message, lines[0])
     assert not (tmp_path / "run").exists()
+
+
+def test_launcher_of_virtual_devices_runs_the_same_main(finished, tmp_path):
+    out = tmp_path / "x.npz"
+    result = subprocess.run(
+        [ROOT / "launch" / "virtual_devices.sh", "2", "--mode=sample", "--num_steps=1", "--n=3",
+         f"--workdir={finished[0]}", f"--out={out}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "",
+                          "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"},
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    mine = sample(finished[0], tmp_path / "y.npz", num_steps=1, weights=[1.0], n=3)
+    np.testing.assert_allclose(np.load(out)["samples"], mine["samples"], atol=1e-4)
 
 
 def test_tiny_config_is_a_right_config():

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from guided_distill import settings
 from guided_distill.errors import UserError
-from guided_distill.pipeline import plan_stages, select_stages
+from guided_distill.stages import plan_stages, select_stages
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 

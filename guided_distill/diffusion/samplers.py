@@ -30,7 +30,7 @@ def sample_ddim(denoise, z_1, w, *, num_steps, logsnr_fn, clip=True):
     num_steps = jnp.asarray(num_steps, jnp.int32)
 
     def logsnr_at(index):
-        return jnp.full(z_1.shape[:1], logsnr_fn(index / num_steps))
+        return logsnr_fn(jnp.full(z_1.shape[:1], index / num_steps))
 
     def step(k, carry):
         z_t, _ = carry

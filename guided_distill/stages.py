@@ -1,0 +1,97 @@
+"""The stages of a config: what is trained, in which order, and what determines each."""
+
+import dataclasses
+
+from guided_distill import settings
+from guided_distill.errors import UserError, nearest
+
+SHARED_SETTINGS = ("seed", "data", "schedule", "model", "optimizer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+      name: its folder in the workdir: `teacher`, `step_one`, `step_two/<algorithm>/<NNNN>`.
+      kind: `teacher`, `step_one` or `step_two`.
+      title: for people.
+      num_steps: N of a distilled student, else None.
+      optimization: `num_updates`, `batch_size`, `learning_rate`, … of this stage.
+      settings: the part of the config that determines the params, as plain JSON.
+    """
+
+    name: str
+    kind: str
+    title: str
+    num_steps: int | None
+    optimization: dict
+    settings: dict
+
+
+def plan_stages(config):
+    """The stages of a config, in order: teacher, step one, one per halving round."""
+    plain = settings.to_plain(config)
+    shared = {key: plain[key] for key in SHARED_SETTINGS}
+    distilled = shared | {"w_range": plain["w_range"]}
+    stages = [
+        Stage(
+            "teacher", "teacher", "teacher", None, plain["teacher"],
+            shared | {"teacher": plain["teacher"]},
+        ),
+        Stage(
+            "step_one", "step_one", "step one", None, plain["step_one"],
+            distilled | {"step_one": plain["step_one"]},
+        ),
+    ]  # fmt: skip
+    step_two = plain["step_two"]
+    rounds, algorithm = step_two.pop("rounds"), step_two["algorithm"]
+    step_two.pop("start_steps")
+    for k, one_round in enumerate(rounds, start=1):
+        num_steps = one_round["num_steps"]
+        optimization = step_two | one_round
+        stages.append(
+            Stage(
+                f"step_two/{algorithm}/{num_steps:04d}",
+                "step_two",
+                f"step two, round {k} of {len(rounds)} (N = {num_steps})",
+                num_steps,
+                optimization,
+                distilled | {"step_two": optimization},
+            )
+        )
+    return stages
+
+
+def select_stages(stages, name):
+    """The named stage alone ('' selects all); `step_two` selects every round.
+
+    Raises:
+      UserError: where no stage is called so.
+    """
+    chosen = [s for s in stages if name in ("", s.name, s.kind) or s.name.endswith(f"/{name}")]
+    if not chosen:
+        names = [s.name for s in stages]
+        raise UserError(f"--stage={name} is none of {', '.join(names)}{nearest(name, names)}")
+    return chosen
+
+
+def stages_after(stages, record):
+    """The stages that come after the finished stage of a `stage.json` record.
+
+    Raises:
+      UserError: where none does.
+    """
+
+    def comes_after(stage):
+        if record["stage"] == "step_two":
+            return stage.kind == "step_two" and stage.num_steps < record["num_steps"]
+        order = ("teacher", "step_one", "step_two")
+        return order.index(stage.kind) > order.index(record["stage"])
+
+    left = [stage for stage in stages if comes_after(stage)]
+    if not left:
+        raise UserError(
+            f"--teacher is a finished {record['stage']}, which leaves no stage to train"
+        )
+    return left
