@@ -56,17 +56,22 @@ class CompileLog(logging.Handler):
             self.names.append(match.group(1))
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """(workdir, names of everything compiled) of a finished tiny run."""
-    workdir = tmp_path_factory.mktemp("finished")
+def train_counting_compilations(workdir):
+    """Runs the tiny config; names of everything that was compiled."""
     log = CompileLog()
     logger = logging.getLogger("jax")
     logger.addHandler(log)
     with jax.log_compiles():
         jobs.train(tiny_config(), workdir)
     logger.removeHandler(log)
-    return workdir, log.names
+    return log.names
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(workdir, names of everything compiled) of a finished tiny run."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, train_counting_compilations(workdir)
 
 
 @pytest.fixture
@@ -162,6 +167,19 @@ def test_damaged_params_are_restored_from_the_checkpoint(copied, capsys):
     jobs.train(tiny_config(), copied)
     assert "finishing the stage again from its checkpoint" in capsys.readouterr().err
     assert hashes(copied) == before
+
+
+def test_a_round_resumed_half_way_ends_the_same_and_compiles_once(copied):
+    before = hashes(copied)
+    half_way = copied / STAGES[3]
+    shutil.rmtree(half_way / "params")
+    (half_way / "stage.json").unlink()
+    shutil.rmtree(half_way / "checkpoints" / "4")
+    for later in STAGES[4:]:
+        shutil.rmtree(copied / later)
+    names = train_counting_compilations(copied)
+    assert hashes(copied) == before
+    assert names.count("update_step_two") == 1 and "update_teacher" not in names
 
 
 def test_a_stage_can_learn_from_another_workdir(finished, tmp_path):

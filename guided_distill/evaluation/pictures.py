@@ -8,6 +8,7 @@ matplotlib.use("Agg")  # No screen is needed, on a pod or in a test.
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 MIN_PICTURE_SIZE = 32  # pixels; smaller samples are enlarged by a whole factor
@@ -92,7 +93,8 @@ def save_distance_by_calls(path, rows):
             label = f"{model.replace('_', ' ')}, {row['network_calls']} calls"
             axis.axhline(row["fid"], color="0.4", linestyle=style, linewidth=1, label=label)
         axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        use_log_distances(axis)
         axis.set_title(f"w = {w:g}", fontsize=10)
         axis.set_xlabel("network calls per sample")
     axes.flat[0].set_ylabel("Fréchet distance")
@@ -123,11 +125,20 @@ def save_trade_off(path, rows):
             axis.annotate(
                 f" w = {row['w']:g}", (row["is"], row["fid"]), fontsize=7, va="top", ha="left"
             )
-    axis.set_yscale("log")
+    use_log_distances(axis)
     axis.set_xlabel("inception score (higher: each sample is clearly of a class)")
     axis.set_ylabel("Fréchet distance (lower is better)")
     axis.legend(fontsize=7, ncols=2)
     _save(figure, path)
+
+
+def use_log_distances(axis):
+    """A logarithmic y axis with plain numbers at 1, 2, 5, 10, 20, …"""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.grid(axis="y", alpha=0.3)
 
 
 def _save(figure, path):
