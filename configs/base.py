@@ -73,6 +73,9 @@ def get_config():
     config.step_two.learning_rate_decay = "linear"
     config.step_two.warmup_updates = 0  # of every round
     config.step_two.loss = "snr_trunc"
+    # The paper's target is made of the teacher's raw predictions; the sampler clips them to
+    # [-1, 1]. True clips them in the target too: then the sampler as it is used is distilled.
+    config.step_two.clip_teacher = False
     config.step_two.rounds = halving_rounds(
         1024, num_updates=50_000, last_updates=100_000, learning_rate=1e-4
     )

@@ -331,6 +331,7 @@ class Trainer:
         return make_update_step_two(
             self.student_network,
             self.optimizer,
+            clip_teacher=self.config.step_two.clip_teacher,
             w_range=self.config.w_range,
             **self._loss_settings(self.config.step_two),
         )

@@ -10,7 +10,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 from guided_distill.diffusion.guidance import guide
 from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
 from guided_distill.models.build import count_params, init_params
-from guided_distill.models.denoiser import bind, bind_guided, drop_labels, init_student
+from guided_distill.models.denoiser import (
+    bind,
+    bind_guided,
+    clip_prediction,
+    drop_labels,
+    init_student,
+)
 from guided_distill.models.embeddings import embed_logsnr, embed_w
 from guided_distill.models.unet import Dropout, UNet
 
@@ -138,6 +144,14 @@ def test_labels_matter_and_the_null_label_is_shared_by_all_classes(inputs):
     )
     assert np.abs(predict(0) - predict(1)).max() > 1e-3
     assert np.abs(predict(0) - predict(3)).max() > 1e-3
+
+
+def test_clipped_prediction_is_the_prediction_inside_the_range_of_pictures(inputs):
+    z, logsnr, labels, w = inputs
+    raw = bind(small_unet(), random_params(small_unet()), labels, prediction="x")
+    expected = np.clip(raw(z, logsnr, w), -1.0, 1.0)
+    assert_array_equal(clip_prediction(raw)(z, logsnr, w), expected)
+    assert np.abs(raw(z, logsnr, w)).max() > 1.0
 
 
 def test_label_dropout_has_its_rate_and_touches_nothing_else():

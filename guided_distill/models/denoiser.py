@@ -59,6 +59,11 @@ def _interleave(a, b):
     return jnp.stack([a, b], axis=1).reshape((-1,) + a.shape[1:])
 
 
+def clip_prediction(denoise):
+    """The denoiser with its x̂ clipped to [-1, 1], as samplers use it."""
+    return lambda z, logsnr, w: jnp.clip(denoise(z, logsnr, w), -1.0, 1.0)
+
+
 def drop_labels(labels, keys, *, null_label, rate):
     """Replaces each label by the null label with probability `rate` (label dropout)."""
     drop = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
