@@ -28,6 +28,11 @@ class Stage:
     optimization: dict
     settings: dict
 
+    @property
+    def short_name(self):
+        """The name without the algorithm: `step_two/0064`."""
+        return self.kind if self.num_steps is None else f"{self.kind}/{self.num_steps:04d}"
+
 
 def plan_stages(config):
     """The stages of a config, in order: teacher, step one, one per halving round."""
@@ -64,12 +69,14 @@ def plan_stages(config):
 
 
 def select_stages(stages, name):
-    """The named stage alone ('' selects all); `step_two` selects every round.
+    """The named stage alone ('' selects all).
+
+    `step_two` selects every round, `step_two/0064` the round of that many steps.
 
     Raises:
       UserError: where no stage is called so.
     """
-    chosen = [s for s in stages if name in ("", s.name, s.kind) or s.name.endswith(f"/{name}")]
+    chosen = [s for s in stages if name in ("", s.name, s.kind, s.short_name)]
     if not chosen:
         names = [s.name for s in stages]
         raise UserError(f"--stage={name} is none of {', '.join(names)}{nearest(name, names)}")
