@@ -18,7 +18,7 @@ from guided_distill.models.denoiser import init_student
 from guided_distill.stages import plan_stages
 from guided_distill.training import sharding
 from guided_distill.training.checkpoint import Checkpoints, write_json
-from guided_distill.training.loop import train
+from guided_distill.training.loop import StopSignals, train
 from guided_distill.training.metric_writer import make_metric_writer
 from guided_distill.training.optimizer import learning_rate_at, make_optimizer
 from guided_distill.training.progress import Progress, say
@@ -69,15 +69,16 @@ class Trainer:
             self.check_settings(stage, self.folder(stage))
         write_json(self.workdir / "config.json", settings.to_plain(self.config))
         trained = 0
-        for stage in stages:
-            folder = self.folder(stage)
-            teacher = teacher_folder or self.default_teacher(stage)
-            if self.is_finished(stage, folder, teacher):
+        with StopSignals() as signals:
+            for stage in stages:
+                folder = self.folder(stage)
+                teacher = teacher_folder or self.default_teacher(stage)
+                if not self.is_finished(stage, folder, teacher):
+                    self.train_stage(stage, folder, teacher, signals)
+                    trained += 1
                 self.updates_before += stage.optimization["num_updates"]
-            else:
-                self.train_stage(stage, folder, teacher)
-                trained += 1
-            teacher_folder = folder
+                teacher_folder = folder
+                signals.check()
         return trained
 
     def folder(self, stage):
@@ -133,7 +134,7 @@ class Trainer:
                 "another --workdir, or remove that folder to distill it anew"
             )
 
-    def train_stage(self, stage, folder, teacher_folder):
+    def train_stage(self, stage, folder, teacher_folder, signals):
         """Trains one stage, resuming where it was left, and writes its params and record."""
         teacher_params, teacher_record = None, {"params_sha256": None}
         if teacher_folder is not None:
@@ -150,9 +151,8 @@ class Trainer:
             restored = checkpoints.restore(fresh)
             state = fresh if restored is None else restored
             self.tell_start(stage, state, checkpoints.notices, resumed=restored is not None)
-            state = self.run_updates(stage, state, teacher_params, checkpoints)
+            state = self.run_updates(stage, state, teacher_params, checkpoints, signals)
             seconds = checkpoints.seconds
-        self.updates_before += stage.optimization["num_updates"]
         folder.finish(
             state.final_params,
             {
@@ -172,7 +172,8 @@ class Trainer:
                 **origin,
             },
         )
-        self.on_stage_end(stage, folder, self.updates_before, self.metric_writer)
+        updates_so_far = self.updates_before + stage.optimization["num_updates"]
+        self.on_stage_end(stage, folder, updates_so_far, self.metric_writer)
 
     def check_teacher(self, stage, record, folder):
         """Refuses a teacher that cannot teach this stage."""
@@ -208,7 +209,7 @@ class Trainer:
         layout = sharding.state_shardings(jax.eval_shape(init, key, teacher_params), self.mesh)
         return jax.jit(init, out_shardings=layout)(key, teacher_params)
 
-    def run_updates(self, stage, state, teacher_params, checkpoints):
+    def run_updates(self, stage, state, teacher_params, checkpoints, signals):
         """The stage's remaining updates, with progress on the screen and in TensorBoard."""
         optimization = stage.optimization
         num_updates, batch_size = optimization["num_updates"], optimization["batch_size"]
@@ -246,6 +247,7 @@ class Trainer:
                 log_every=self.config.log_every,
                 checkpoint_every=self.config.checkpoint_every,
                 checkpoints=checkpoints,
+                signals=signals,
                 on_progress=on_progress,
             )
         finally:

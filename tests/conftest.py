@@ -1,6 +1,9 @@
 """Eight virtual devices, strict ranks, and pieces that many tests share."""
 
+import json
 import os
+import pathlib
+import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -21,6 +24,8 @@ import pytest  # noqa: E402
 from guided_distill.diffusion.schedule import alpha_sigma, cosine_logsnr  # noqa: E402
 from guided_distill.models.build import init_params  # noqa: E402
 from guided_distill.models.unet import UNet  # noqa: E402
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -81,3 +86,30 @@ def random_params(network, image_shape=(8, 8, 1), seed=0, scale=0.3):
         return values * (scale if leaf.ndim == 1 else fan_in**-0.5)
 
     return jax.tree.map(draw, shapes)
+
+
+def command(workdir, *arguments):
+    """A small run of the smoke config on the command line."""
+    overrides = [
+        "--config.teacher.num_updates=12",
+        "--config.step_one.num_updates=8",
+        "--config.log_every=2",
+        "--config.checkpoint_every=4",
+        "--config.evaluation.num_samples=40",
+        "--config.evaluation.batch_size=40",
+        "--config.evaluation.classifier_updates=20",
+    ]
+    config = ROOT / "configs" / "digits.py"
+    return [
+        sys.executable, "-m", "guided_distill.main",
+        f"--config={config}:smoke", f"--workdir={workdir}", *overrides, *arguments,
+    ]  # fmt: skip
+
+
+def params_hashes(workdir, stages):
+    """`{stage: params_sha256}` of a workdir, None where a stage is not finished."""
+    paths = {stage: pathlib.Path(workdir, stage, "stage.json") for stage in stages}
+    return {
+        stage: json.loads(path.read_text())["params_sha256"] if path.exists() else None
+        for stage, path in paths.items()
+    }

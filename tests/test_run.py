@@ -7,21 +7,19 @@ import pathlib
 import re
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT, command, params_hashes
 from PIL import Image
 
 from guided_distill import jobs, settings
 from guided_distill.errors import UserError
 from guided_distill.stages import plan_stages
 
-ROOT = pathlib.Path(__file__).parents[1]
 STAGES = ["teacher", "step_one", *(f"step_two/deterministic/{n:04d}" for n in (8, 4, 2, 1))]
 
 
@@ -81,12 +79,8 @@ def copied(finished, tmp_path):
 
 
 def hashes(workdir):
-    """params_sha256 of every stage, None where it is not finished."""
-    paths = {stage: pathlib.Path(workdir, stage, "stage.json") for stage in STAGES}
-    return {
-        stage: json.loads(path.read_text())["params_sha256"] if path.exists() else None
-        for stage, path in paths.items()
-    }
+    """params_sha256 of every stage of the tiny run, None where it is not finished."""
+    return params_hashes(workdir, STAGES)
 
 
 def test_each_update_is_compiled_exactly_once_over_all_rounds(finished):
@@ -270,77 +264,6 @@ def test_empty_workdirs_are_refused(tmp_path):
         jobs.load_config(tmp_path)
     with pytest.raises(UserError, match="holds no finished student"):
         jobs.evaluate(tiny_config(), tmp_path)
-
-
-# The command line, in processes of their own.
-
-
-def command(workdir, *arguments):
-    overrides = [
-        "--config.teacher.num_updates=12",
-        "--config.step_one.num_updates=8",
-        "--config.log_every=2",
-        "--config.checkpoint_every=4",
-        "--config.evaluation.num_samples=40",
-        "--config.evaluation.batch_size=40",
-        "--config.evaluation.classifier_updates=20",
-    ]
-    config = ROOT / "configs" / "digits.py"
-    return [
-        sys.executable, "-m", "guided_distill.main",
-        f"--config={config}:smoke", f"--workdir={workdir}", *overrides, *arguments,
-    ]  # fmt: skip
-
-
-def environment(tmp_path_factory):
-    """Shares compiled programs between the processes of this module."""
-    cache = tmp_path_factory.getbasetemp() / "compiled"
-    return os.environ | {"PYTHONPATH": str(ROOT)}, f"--compilation_cache={cache}"
-
-
-def run_until(line, workdir, arguments, env, signum):
-    """Starts a run, sends `signum` once a line of its log holds `line`; exit code and log."""
-    process = subprocess.Popen(
-        command(workdir, *arguments), env=env, cwd=workdir.parent, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    log = []
-    for text in process.stderr:
-        log.append(text)
-        if line in text:
-            process.send_signal(signum)
-            log.extend(process.stderr)
-            break
-    return process.wait(timeout=120), "".join(log)
-
-
-@pytest.mark.slow
-def test_a_run_stopped_in_every_way_ends_with_the_params_of_an_unbroken_one(tmp_path_factory):
-    """kill -9 in step one, SIGTERM and Ctrl-C in step two; then the same command to the end."""
-    env, cache = environment(tmp_path_factory)
-    base = tmp_path_factory.mktemp("runs")
-    unbroken, broken = base / "unbroken", base / "broken"
-    whole = subprocess.run(command(unbroken, cache), env=env, cwd=base, capture_output=True)
-    assert whole.returncode == 0, whole.stderr.decode()
-
-    code, _ = run_until("step one: update", broken, [cache], env, signal.SIGKILL)
-    assert code == -signal.SIGKILL and hashes(broken)["teacher"] is not None
-    code, log = run_until("round 2 of 5", broken, [cache], env, signal.SIGTERM)
-    assert code == 128 + signal.SIGTERM, log
-    assert "the same command goes on from here" in log and "Traceback" not in log
-    code, log = run_until("round 4 of 5", broken, [cache], env, signal.SIGINT)
-    assert code == 128 + signal.SIGINT, log
-    assert "Traceback" not in log
-    rest = subprocess.run(command(broken, cache), env=env, cwd=base, capture_output=True, text=True)
-    assert rest.returncode == 0, rest.stderr
-    assert "student" in rest.stdout and "report:" in rest.stderr
-
-    assert None not in hashes(unbroken).values()
-    assert hashes(broken) == hashes(unbroken)
-    again = time.perf_counter()
-    done = subprocess.run(command(broken, cache), env=env, cwd=base, capture_output=True, text=True)
-    assert done.returncode == 0 and "this run is finished" in done.stderr
-    assert time.perf_counter() - again < 60
 
 
 @pytest.mark.parametrize(

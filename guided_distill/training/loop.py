@@ -21,7 +21,11 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Within this context SIGINT and SIGTERM set `received`; a second SIGINT stops at once."""
+    """Within this context SIGINT and SIGTERM wait for `check`; a second SIGINT stops at once.
+
+    Attributes:
+      received: the signal that came, None before.
+    """
 
     def __init__(self):
         self.received = None
@@ -35,6 +39,11 @@ class StopSignals:
     def __exit__(self, *exc_info):
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
+
+    def check(self):
+        """Raises `Interrupted` where a signal came."""
+        if self.received is not None:
+            raise Interrupted(self.received)
 
     def _on_signal(self, signum, frame):
         if self.received == signal.SIGINT == signum:
@@ -51,6 +60,7 @@ def train(
     log_every,
     checkpoint_every,
     checkpoints,
+    signals,
     on_progress,
 ):
     """Runs a stage from `state.update` to `num_updates`.
@@ -63,6 +73,7 @@ def train(
       log_every: updates between looks at the metrics.
       checkpoint_every: updates between checkpoints.
       checkpoints: `Checkpoints` of the stage.
+      signals: `StopSignals` that ask for a stop.
       on_progress: called with (update, metrics of the last `log_every`).
 
     Returns:
@@ -73,20 +84,25 @@ def train(
       UserError: where the loss or the gradient is no longer finite; what was saved stays.
     """
     pending = []
-    with StopSignals() as signals:
-        for update in range(int(state.update), num_updates):
-            state, metrics = update_fn(state, update, *batches(update))
-            pending.append(metrics)
-            done = update + 1
-            stop = signals.received is not None
-            save = stop or done == num_updates or done % checkpoint_every == 0
-            if save or done % log_every == 0:
-                on_progress(done, finite_means(pending, first_update=done - len(pending)))
-                pending = []
-            if save:
-                checkpoints.save(state)
-            if stop:
-                raise Interrupted(signals.received)
+
+    def settle(done):
+        if pending:
+            on_progress(done, finite_means(pending, first_update=done - len(pending)))
+            pending.clear()
+
+    for update in range(int(state.update), num_updates):
+        if signals.received is not None:
+            settle(update)
+            checkpoints.save(state)
+            signals.check()
+        state, metrics = update_fn(state, update, *batches(update))
+        pending.append(metrics)
+        done = update + 1
+        save = done == num_updates or done % checkpoint_every == 0
+        if save or done % log_every == 0:
+            settle(done)
+        if save:
+            checkpoints.save(state)
     return state
 
 
