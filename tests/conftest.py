@@ -98,6 +98,7 @@ def command(workdir, *arguments):
         "--config.evaluation.num_samples=40",
         "--config.evaluation.batch_size=40",
         "--config.evaluation.classifier_updates=20",
+        *(f"--config.step_two.rounds[{k}].num_updates=6" for k in range(5)),
     ]
     config = ROOT / "configs" / "digits.py"
     return [
