@@ -73,9 +73,6 @@ def get_config():
     config.step_two.learning_rate_decay = "linear"
     config.step_two.warmup_updates = 0  # of every round
     config.step_two.loss = "snr_trunc"
-    # The paper's target is made of the teacher's raw predictions; the sampler clips them to
-    # [-1, 1]. True clips them in the target too: then the sampler as it is used is distilled.
-    config.step_two.clip_teacher = False
     config.step_two.rounds = halving_rounds(
         1024, num_updates=50_000, last_updates=100_000, learning_rate=1e-4
     )
@@ -101,13 +98,24 @@ def get_config():
 
 
 def halving_rounds(start_steps, *, num_updates, last_updates, learning_rate):
-    """One ConfigDict per round: start_steps/2, …, 1; the 2- and 1-step rounds are longer."""
+    """One ConfigDict per round: start_steps/2, …, 1; the 2- and 1-step rounds are longer.
+
+    `clip_teacher`: samplers clip predictions to [-1, 1], the paper's target does not. True clips
+    the teacher's predictions in a round's target too, so that its sampler as used is distilled.
+    """
     rounds = []
     num_steps = start_steps // 2
     while num_steps >= 1:
         updates = last_updates if num_steps <= 2 else num_updates
         rounds.append(
-            ConfigDict(dict(num_steps=num_steps, num_updates=updates, learning_rate=learning_rate))
+            ConfigDict(
+                dict(
+                    num_steps=num_steps,
+                    num_updates=updates,
+                    learning_rate=learning_rate,
+                    clip_teacher=False,
+                )
+            )
         )
         num_steps //= 2
     return tuple(rounds)

@@ -257,15 +257,17 @@ class Trainer:
     def bind_update(self, stage, teacher_params, rate):
         """The stage's compiled update with all that stays fixed over the stage: see `train`."""
         stage_key = jax.device_put(self.stage_key(stage), sharding.replicated(self.mesh))
-        fixed = {"teacher": (stage_key,)}
-        if teacher_params is not None:
-            teacher_params = sharding.place(teacher_params, self.mesh)
-            fixed["step_one"] = (teacher_params, stage_key)
-            fixed["step_two"] = (teacher_params, np.int32(stage.num_steps or 0), stage_key)
+        if stage.kind == "teacher":
+            fixed = (stage_key,)
+        else:
+            fixed = (sharding.place(teacher_params, self.mesh), stage_key)
+        if stage.kind == "step_two":
+            bound = np.float32(1.0 if stage.optimization["clip_teacher"] else np.inf)
+            fixed = (fixed[0], np.int32(stage.num_steps), bound, stage_key)
         compiled = getattr(self, f"update_{stage.kind}")
 
         def update(state, index, images, labels):
-            return compiled(state, *fixed[stage.kind], rate(index), images, labels)
+            return compiled(state, *fixed, rate(index), images, labels)
 
         return update
 
@@ -333,7 +335,6 @@ class Trainer:
         return make_update_step_two(
             self.student_network,
             self.optimizer,
-            clip_teacher=self.config.step_two.clip_teacher,
             w_range=self.config.w_range,
             **self._loss_settings(self.config.step_two),
         )

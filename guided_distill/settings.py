@@ -108,7 +108,6 @@ RULES = {
     **{f"step_one.{key}": rule for key, rule in LONG_STAGE_RULES.items()},
     "step_two.algorithm": choice(ALGORITHMS),
     "step_two.start_steps": integer(2),
-    "step_two.clip_teacher": Rule(lambda v: isinstance(v, bool), "True or False"),
     **{f"step_two.{key}": rule for key, rule in OPTIMIZATION_RULES.items()},
     "mesh.data": Rule(
         lambda v: is_integer(v) and (v == -1 or v > 0), "a number of devices, or -1 for the rest"
@@ -123,7 +122,12 @@ RULES = {
     "evaluation.seed": integer(0),
     "evaluation.classifier_updates": COUNT,
 }
-ROUND_RULES = {"num_steps": COUNT, "num_updates": COUNT, "learning_rate": LEARNING_RATE}
+ROUND_RULES = {
+    "num_steps": COUNT,
+    "num_updates": COUNT,
+    "learning_rate": LEARNING_RATE,
+    "clip_teacher": Rule(lambda v: isinstance(v, bool), "True or False"),
+}
 
 
 def check_config(config):

@@ -150,7 +150,8 @@ def test_clipped_prediction_is_the_prediction_inside_the_range_of_pictures(input
     z, logsnr, labels, w = inputs
     raw = bind(small_unet(), random_params(small_unet()), labels, prediction="x")
     expected = np.clip(raw(z, logsnr, w), -1.0, 1.0)
-    assert_array_equal(clip_prediction(raw)(z, logsnr, w), expected)
+    assert_array_equal(clip_prediction(raw, 1.0)(z, logsnr, w), expected)
+    assert_array_equal(clip_prediction(raw, jnp.inf)(z, logsnr, w), raw(z, logsnr, w))
     assert np.abs(raw(z, logsnr, w)).max() > 1.0
 
 

@@ -59,9 +59,9 @@ def _interleave(a, b):
     return jnp.stack([a, b], axis=1).reshape((-1,) + a.shape[1:])
 
 
-def clip_prediction(denoise):
-    """The denoiser with its x̂ clipped to [-1, 1], as samplers use it."""
-    return lambda z, logsnr, w: jnp.clip(denoise(z, logsnr, w), -1.0, 1.0)
+def clip_prediction(denoise, bound):
+    """The denoiser with x̂ clipped to [-bound, bound]: 1 in samplers, infinity for no clip."""
+    return lambda z, logsnr, w: jnp.clip(denoise(z, logsnr, w), -bound, bound)
 
 
 def drop_labels(labels, keys, *, null_label, rate):

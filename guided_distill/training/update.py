@@ -89,22 +89,21 @@ def make_update_step_one(
     return compile_update(update_step_one)
 
 
-def make_update_step_two(
-    network, optimizer, *, prediction, clip_teacher, w_range, logsnr_fn, loss_weight
-):
-    """`update_step_two(state, teacher_params, num_steps, stage_key, learning_rate, images,
-    labels)`: Algorithm 2 for a student of `num_steps` steps."""
+def make_update_step_two(network, optimizer, *, prediction, w_range, logsnr_fn, loss_weight):
+    """`update_step_two(state, teacher_params, num_steps, teacher_bound, stage_key, learning_rate,
+    images, labels)`: Algorithm 2 for a student of `num_steps` steps, the teacher's predictions
+    clipped to ±`teacher_bound` (infinity: the paper's target)."""
 
-    def update_step_two(state, teacher_params, num_steps, stage_key, learning_rate, images, labels):
+    def update_step_two(
+        state, teacher_params, num_steps, teacher_bound, stage_key, learning_rate, images, labels
+    ):
         keys = example_keys(stage_key, state.update, images.shape[0])
         teacher = bind(network, teacher_params, labels, prediction=prediction)
-        if clip_teacher:
-            teacher = clip_prediction(teacher)
 
         def losses(params):
             return step_two_loss(
                 bind(network, params, labels, prediction=prediction),
-                teacher,
+                clip_prediction(teacher, teacher_bound),
                 to_float(images),
                 keys,
                 num_steps=num_steps,
