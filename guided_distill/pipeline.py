@@ -257,13 +257,12 @@ class Trainer:
     def bind_update(self, stage, teacher_params, rate):
         """The stage's compiled update with all that stays fixed over the stage: see `train`."""
         stage_key = jax.device_put(self.stage_key(stage), sharding.replicated(self.mesh))
-        if stage.kind == "teacher":
-            fixed = (stage_key,)
-        else:
-            fixed = (sharding.place(teacher_params, self.mesh), stage_key)
+        fixed = [stage_key]
         if stage.kind == "step_two":
             bound = np.float32(1.0 if stage.optimization["clip_teacher"] else np.inf)
-            fixed = (fixed[0], np.int32(stage.num_steps), bound, stage_key)
+            fixed = [np.int32(stage.num_steps), bound, stage_key]
+        if teacher_params is not None:
+            fixed = [sharding.place(teacher_params, self.mesh), *fixed]
         compiled = getattr(self, f"update_{stage.kind}")
 
         def update(state, index, images, labels):
