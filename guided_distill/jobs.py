@@ -1,10 +1,9 @@
-"""What `--mode` selects: jobs on one workdir."""
+"""The jobs `train` and `evaluate` on one workdir."""
 
 import pathlib
 
 import jax
 import numpy as np
-from PIL import Image
 
 from guided_distill import settings
 from guided_distill.data.sources import load_source, to_uint8
@@ -15,7 +14,13 @@ from guided_distill.evaluation.generate import Samplers
 from guided_distill.evaluation.pictures import grid, save_grid
 from guided_distill.evaluation.report import terminal_summary, write_report
 from guided_distill.pipeline import Trainer
-from guided_distill.stages import plan_stages, select_stages, stages_after
+from guided_distill.stages import (
+    find_stages,
+    plan_stages,
+    record_name,
+    select_stages,
+    stages_after,
+)
 from guided_distill.training import sharding
 from guided_distill.training.checkpoint import read_json
 from guided_distill.training.progress import say
@@ -23,7 +28,6 @@ from guided_distill.training.stage_folder import StageFolder
 
 PREVIEW_STEPS = 64  # at most, of the samples drawn after a stage
 PREVIEW_SAMPLES = 10  # per guidance weight
-MAX_STRIP = 16  # samples in one row of a picture, where there is a row per weight
 
 
 def train(config, workdir, *, stage_name="", teacher=""):
@@ -119,108 +123,6 @@ def describe(config, stages, extractor, train_source, test_source):
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
     }
-
-
-def sample(workdir, *, stage, num_steps, weights, labels, n, seed, out, batch_size):
-    """Draws samples from a finished stage into a picture or an `.npz`.
-
-    Args:
-      workdir: of the run.
-      stage: `step_two` (the student of `num_steps`), `step_one` or `teacher`.
-      num_steps: N.
-      weights: guidance weights; each gets an equal share of the n samples, on the same noise.
-      labels: classes to cycle through; empty means all.
-      n: number of samples.
-      seed: of the noise.
-      out: path; `.npz` holds `samples`, `labels` and `w`, any other suffix is a picture.
-      batch_size: samples per compiled call.
-    """
-    check_picture_path(out)
-    for flag, value, low in (
-        ("num_steps", num_steps, 1),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-    ):
-        if value < low:
-            raise UserError(f"--{flag} must be at least {low}, got {value}")
-    folder = choose_stage(workdir, stage, num_steps)
-    params, record = folder.load()
-    w_range = record["w_range"] or (0.0, float("inf"))  # The guided teacher takes any weight.
-    for w in weights:
-        settings.check_w(w, w_range, what="--w")
-    num_classes = record["num_classes"]
-    labels = labels or list(range(num_classes))
-    for label in labels:
-        if not 0 <= label < num_classes:
-            raise UserError(f"--labels must lie in 0 to {num_classes - 1}, got {label}")
-    if n < len(weights):
-        raise UserError(f"--n={n} leaves no sample for some of the {len(weights)} weights of --w")
-
-    per_weight = -(-n // len(weights))
-    rows = np.arange(n)
-    indices = rows % per_weight
-    sample_labels = np.asarray(labels, np.int32)[indices % len(labels)]
-    sample_w = np.asarray(weights, np.float32)[rows // per_weight]
-    mesh = sharding.make_mesh()
-    devices = jax.device_count()
-    batch_size = -(-min(batch_size, n) // devices) * devices
-    x = Samplers(mesh, batch_size).of(record)(
-        params, labels=sample_labels, w=sample_w, indices=indices, num_steps=num_steps, seed=seed
-    )
-    out = pathlib.Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".npz":
-        np.savez(out, samples=x, labels=sample_labels, w=sample_w)
-    else:
-        one_row_each = len(weights) > 1 and per_weight <= MAX_STRIP
-        columns = per_weight if one_row_each else round(per_weight**0.5 + 0.49)
-        save_grid(out, to_uint8(x), columns)
-    say(f"{n} samples in {num_steps} steps: {out}")
-
-
-def check_picture_path(out):
-    """Refuses an output path that no picture or `.npz` can be written to."""
-    if not out:
-        raise UserError("--mode=sample needs --out, such as --out=grid.png or --out=samples.npz")
-    suffix = pathlib.Path(out).suffix.lower()
-    if suffix != ".npz" and suffix not in Image.registered_extensions():
-        raise UserError(f"--out={out}: take .npz or a picture's suffix, such as .png")
-
-
-def choose_stage(workdir, stage, num_steps):
-    """The folder that `--mode=sample` draws from."""
-    workdir = pathlib.Path(workdir)
-    if stage in ("teacher", "step_one"):
-        return StageFolder(workdir / stage)
-    if stage not in ("", "step_two"):
-        raise UserError(f"--stage must be teacher, step_one or step_two, got {stage}")
-    students = find_students(workdir, "deterministic")
-    settings.check_distilled(num_steps, list(students), what="--num_steps")
-    return students[num_steps]
-
-
-def find_students(workdir, algorithm):
-    """`{N: folder}` of the finished students."""
-    records = pathlib.Path(workdir, "step_two", algorithm).glob("*/stage.json")
-    return {int(path.parent.name): StageFolder(path.parent) for path in sorted(records)}
-
-
-def find_stages(workdir, algorithm):
-    """`{"teacher", "step_one", N, …}` -> folder; ancestors may lie in other workdirs."""
-    students = find_students(workdir, algorithm)
-    if not students:
-        raise UserError(f"{workdir} holds no finished student: run --mode=train first")
-    step_one = students[max(students)].parent()
-    while step_one.record["stage"] == "step_two":
-        step_one = step_one.parent()
-    return {"teacher": step_one.parent(), "step_one": step_one} | students
-
-
-def record_name(record):
-    """A stage's name in results: 'teacher', 'step_one', 'step_two/deterministic/0004'."""
-    if record["stage"] != "step_two":
-        return record["stage"]
-    return f"step_two/{record['algorithm']}/{record['num_steps']:04d}"
 
 
 def make_samplers(config):

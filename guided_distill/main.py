@@ -69,12 +69,13 @@ def run_mode():
     """Calls the job of `--mode` with its flags."""
     # Imported once the flags are known to be right: this takes seconds.
     from guided_distill import jobs, settings
+    from guided_distill.sample import sample
 
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: name the run's folder")
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     if _MODE.value == "sample":
-        jobs.sample(
+        sample(
             workdir,
             stage=_STAGE.value,
             num_steps=_NUM_STEPS.value,

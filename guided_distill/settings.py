@@ -233,7 +233,7 @@ def check_model(model, image_shape):
 def check_w(w, w_range, *, what):
     """Refuses a guidance weight outside the trained range."""
     w_min, w_max = w_range
-    if not w_min <= w <= w_max:
+    if not (w_min <= w <= w_max and math.isfinite(w)):
         raise UserError(
             f"{what} must lie in the trained range [{w_min:g}, {w_max:g}], got {w:g} "
             "(w = 0 is unguided; what others call a guidance scale is 1 + w)"

@@ -1,9 +1,11 @@
-"""The stages of a config: what is trained, in which order, and what determines each."""
+"""The stages of a config, in order, with what determines each; those that a workdir holds."""
 
 import dataclasses
+import pathlib
 
 from guided_distill import settings
 from guided_distill.errors import UserError, nearest
+from guided_distill.training.stage_folder import StageFolder
 
 SHARED_SETTINGS = ("seed", "data", "schedule", "model", "optimizer")
 
@@ -102,3 +104,27 @@ def stages_after(stages, record):
             f"--teacher is a finished {record['stage']}, which leaves no stage to train"
         )
     return left
+
+
+def find_students(workdir, algorithm):
+    """`{N: folder}` of the finished students."""
+    records = pathlib.Path(workdir, "step_two", algorithm).glob("*/stage.json")
+    return {int(path.parent.name): StageFolder(path.parent) for path in sorted(records)}
+
+
+def find_stages(workdir, algorithm):
+    """`{"teacher", "step_one", N, …}` -> folder; ancestors may lie in other workdirs."""
+    students = find_students(workdir, algorithm)
+    if not students:
+        raise UserError(f"{workdir} holds no finished student: run --mode=train first")
+    step_one = students[max(students)].parent()
+    while step_one.record["stage"] == "step_two":
+        step_one = step_one.parent()
+    return {"teacher": step_one.parent(), "step_one": step_one} | students
+
+
+def record_name(record):
+    """A stage's name in results: 'teacher', 'step_one', 'step_two/deterministic/0004'."""
+    if record["stage"] != "step_two":
+        return record["stage"]
+    return f"step_two/{record['algorithm']}/{record['num_steps']:04d}"

@@ -18,6 +18,7 @@ from PIL import Image
 
 from guided_distill import jobs, settings
 from guided_distill.errors import UserError
+from guided_distill.sample import sample as draw_samples
 from guided_distill.stages import plan_stages
 
 STAGES = ["teacher", "step_one", *(f"step_two/deterministic/{n:04d}" for n in (8, 4, 2, 1))]
@@ -203,7 +204,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
 
 def sample(workdir, out, **kwargs):
     defaults = dict(stage="", num_steps=4, weights=[2.0], labels=[], n=6, seed=0, batch_size=8)
-    jobs.sample(workdir, out=str(out), **(defaults | kwargs))
+    draw_samples(workdir, out=str(out), **(defaults | kwargs))
     return np.load(out) if str(out).endswith(".npz") else out
 
 
@@ -238,7 +239,7 @@ def test_weights_share_the_samples_on_the_same_noise(finished, tmp_path):
         (dict(weights=[float("nan")]), r"--w must lie in the trained range"),
         (dict(labels=[10]), r"--labels must lie in 0 to 9, got 10"),
         (dict(labels=[-1]), r"--labels must lie in 0 to 9, got -1"),
-        (dict(n=0), r"--n=0 leaves no sample"),
+        (dict(n=0), r"--n must be at least 1, got 0"),
         (dict(n=1, weights=[0.0, 1.0]), r"--n=1 leaves no sample for some of the 2 weights"),
         (dict(stage="step_three"), r"--stage must be teacher, step_one or step_two"),
         (dict(batch_size=0), r"--batch_size must be at least 1, got 0"),
