@@ -65,8 +65,8 @@ def evaluate(config, workdir, samplers=None):
     workdir = pathlib.Path(workdir)
     folder = workdir / "report"
     folders = find_stages(workdir, config.step_two.algorithm)
+    distilled = [key for key in folders if isinstance(key, int)]
     for num_steps in config.evaluation.num_steps:
-        distilled = [key for key in folders if isinstance(key, int)]
         settings.check_distilled(num_steps, distilled, what="evaluation.num_steps")
     stages = {key: folder.load() for key, folder in folders.items()}
     hashes = {record_name(r): r["params_sha256"] for _, r in stages.values()}

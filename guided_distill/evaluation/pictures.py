@@ -46,21 +46,21 @@ def save_strips(path, blocks, title):
     """
     columns = min(2, len(blocks))
     lines = -(-len(blocks) // columns)
-    strips = max(len(block) for block in blocks.values())
+    most_strips = max(len(block) for block in blocks.values())
     n = max(len(images) for block in blocks.values() for images in block.values())
     figure, axes = plt.subplots(
         lines,
         columns,
         squeeze=False,
-        figsize=(columns * (0.42 * n + 1.9), lines * (0.42 * strips + 0.45) + 0.4),
+        figsize=(columns * (0.42 * n + 1.9), lines * (0.42 * most_strips + 0.45) + 0.4),
         layout="constrained",
     )
     for axis in axes.flat[len(blocks) :]:
         axis.set_axis_off()
     for axis, (name, block) in zip(axes.flat, blocks.items(), strict=False):
-        sheet = np.concatenate([grid(images, n) for images in block.values()])
-        gap = np.full((1, *sheet.shape[1:]), 255, np.uint8)
-        parts = [np.concatenate([grid(images, n), gap]) for images in block.values()]
+        strips = [grid(images, n) for images in block.values()]
+        gap = np.full((1, *strips[0].shape[1:]), 255, np.uint8)
+        parts = [np.concatenate([strip, gap]) for strip in strips]
         sheet = np.concatenate(parts)[:-1]
         axis.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         height = parts[0].shape[0]
