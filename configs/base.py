@@ -65,17 +65,30 @@ def get_config():
     config.step_one.ema_decay = 0.9999
     config.step_one.loss = "snr"
 
-    # Step two: halving rounds (Algorithm 2), from start_steps down
+    # What is distilled, in this order, from the step-one model or (two_student, single_w) the teacher:
+    #   deterministic  Algorithm 2, for the DDIM sampler         step_two/deterministic/<N>
+    #   stochastic     Algorithm 3, for the stochastic sampler   step_two/stochastic/<N>
+    #   encoder        Algorithm 4, from pictures to noise       step_two/encoder/<N>
+    #   two_student    Algorithm 5, the naive baseline           step_two/two_student/<N>
+    #   single_w       Algorithms 1 and 2 at one fixed w         single_w/<w>/…
+    config.distillations = ("deterministic",)
+
+    # Step two: rounds from start_steps down, each dividing N by a whole factor (2 in the paper)
     config.step_two = ConfigDict()
-    config.step_two.algorithm = "deterministic"
-    config.step_two.start_steps = 1024  # DDIM steps of the step-one model that round 0 halves
+    config.step_two.start_steps = 1024  # DDIM steps of the model that round 0 distils
     config.step_two.batch_size = 128
     config.step_two.learning_rate_decay = "linear"
     config.step_two.warmup_updates = 0  # of every round
     config.step_two.loss = "snr_trunc"
-    config.step_two.rounds = halving_rounds(
+    config.step_two.rounds = rounds_down(
         1024, num_updates=50_000, last_updates=100_000, learning_rate=1e-4
     )
+
+    # What differs in the other distillations; () stands for the rounds of step_two
+    config.stochastic = ConfigDict(dict(rounds=()))
+    config.encoder = ConfigDict(dict(rounds=()))
+    config.two_student = ConfigDict(dict(rounds=()))
+    config.single_w = ConfigDict(dict(rounds=(), w=(1.0,)))  # w: one baseline for each
 
     # Devices: data · fsdp = their number; -1 = all that are left
     config.mesh = ConfigDict()
@@ -89,7 +102,12 @@ def get_config():
     # Evaluation
     config.evaluation = ConfigDict()
     config.evaluation.w = (0.0, 0.3, 1.0, 2.0, 4.0)
-    config.evaluation.num_steps = (1, 2, 4, 8, 16)  # N of the students and of guided DDIM
+    config.evaluation.num_steps = (1, 2, 4, 8, 16)  # N of the students
+    config.evaluation.baselines = ("ddim",)  # samplers of the guided teacher: ddim | ancestral
+    config.evaluation.baseline_num_steps = (1, 2, 4, 8, 16)  # N of those
+    config.evaluation.ancestral_mix = 0.3  # log-variance: 0 = posterior's, 1 = forward step's
+    config.evaluation.translations = ()  # (source label, target label) pairs, for an encoder
+    config.evaluation.translation_num_steps = 16  # N of encoder and decoder
     config.evaluation.num_samples = 50_000  # per row of the table
     config.evaluation.batch_size = 256  # samples per call
     config.evaluation.seed = 1_000  # of the noise that every model starts from
@@ -97,15 +115,15 @@ def get_config():
     return config
 
 
-def halving_rounds(start_steps, *, num_updates, last_updates, learning_rate):
-    """One ConfigDict per round: start_steps/2, …, 1; the 2- and 1-step rounds are longer.
+def rounds_down(start_steps, *, num_updates, last_updates, learning_rate, factor=2, last=1):
+    """One ConfigDict per round: start_steps/factor, …, last; rounds to 2 or 1 steps are longer.
 
     `clip_teacher`: samplers clip predictions to [-1, 1], the paper's target does not. True clips
     the teacher's predictions in a round's target too, so that its sampler as used is distilled.
     """
     rounds = []
-    num_steps = start_steps // 2
-    while num_steps >= 1:
+    num_steps = start_steps // factor
+    while num_steps >= last:
         updates = last_updates if num_steps <= 2 else num_updates
         rounds.append(
             ConfigDict(
@@ -117,5 +135,5 @@ def halving_rounds(start_steps, *, num_updates, last_updates, learning_rate):
                 )
             )
         )
-        num_steps //= 2
+        num_steps //= factor
     return tuple(rounds)

@@ -2,8 +2,16 @@
 
     python -m guided_distill.main --config=configs/digits.py --workdir=/tmp/digits
 
-Variants: `:smoke` runs every stage, small, in under 100 s; `:full` starts from 1024 DDIM steps
-and evaluates every N, as the paper does.
+Variants, all but the first three into the same workdir if you like (what they share is trained once):
+
+  :smoke        every stage, small, in under 100 s
+  :full         from 1024 DDIM steps, every N evaluated, as the paper does
+  :factor4      rounds that divide N by 4: 256 -> 64 -> 16 -> 4 -> 1
+  :stochastic   Algorithm 3 and the stochastic sampler
+  :encoder      Algorithm 4 beside the default students, and style transfer
+  :two_student  Algorithm 5, the naive baseline
+  :single_w     the baseline that learns w = 1 alone
+  :paper        all of these distillations and baselines, with the paper's tables and figures
 """
 
 import os
@@ -11,14 +19,23 @@ import runpy
 
 base = runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "base.py"))
 
-VARIANTS = ("", "smoke", "full")
+DISTILLATIONS = {
+    "stochastic": ("stochastic",),
+    "encoder": ("deterministic", "encoder"),
+    "two_student": ("two_student",),
+    "single_w": ("single_w",),
+    "paper": ("deterministic", "stochastic", "encoder", "two_student", "single_w"),
+}
+VARIANTS = ("", "smoke", "full", "factor4", *DISTILLATIONS)
 
 
 def get_config(variant=""):
-    """The digits run, or its `smoke` or `full` variant."""
+    """The digits run, or one of its variants."""
     if variant not in VARIANTS:
-        raise ValueError(f"configs/digits.py has the variants smoke and full, not {variant!r}")
+        known = ", ".join(VARIANTS[1:])
+        raise ValueError(f"configs/digits.py has the variants {known}, not {variant!r}")
     config = base["get_config"]()
+    config.distillations = DISTILLATIONS.get(variant, ("deterministic",))
 
     config.data.name = "digits"
     config.model.width = 16
@@ -49,13 +66,28 @@ def get_config(variant=""):
     config.step_two.batch_size = 64
     config.step_two.rounds = rounds(256)
 
+    config.encoder.rounds = base["rounds_down"](
+        256, num_updates=600, last_updates=600, learning_rate=3e-4, last=16
+    )
+    config.two_student.rounds = base["rounds_down"](
+        256, num_updates=400, last_updates=400, learning_rate=5e-4
+    )
+
     config.log_every = 50
     config.checkpoint_every = 500
 
     config.evaluation.w = (0.0, 1.0, 2.0, 4.0)
     config.evaluation.num_samples = 500
     config.evaluation.batch_size = 100
+    config.evaluation.translations = tuple((label, (label + 1) % 10) for label in range(10))
 
+    if variant == "paper":
+        config.evaluation.baselines = ("ddim", "ancestral")
+    if variant == "factor4":
+        config.step_two.rounds = base["rounds_down"](
+            256, num_updates=600, last_updates=2_200, learning_rate=1e-3, factor=4
+        )
+        config.evaluation.num_steps = (1, 4, 16)
     if variant == "full":
         config.step_two.start_steps = 1024
         config.step_two.rounds = rounds(1024)
@@ -75,7 +107,7 @@ def rounds(start_steps):
     """
     few_steps = {16: (600, 3e-4), 8: (1_500, 5e-4), 4: (2_200, 1e-3), 2: (1_800, 1e-3)}
     few_steps[1] = (2_200, 1e-3)
-    halved = base["halving_rounds"](
+    halved = base["rounds_down"](
         start_steps, num_updates=200, last_updates=200, learning_rate=2e-4
     )
     for one_round in halved:
@@ -91,7 +123,7 @@ def make_smoke(config):
     config.teacher.num_updates = 150
     config.step_one.num_updates = 60
     config.step_two.start_steps = 32
-    config.step_two.rounds = base["halving_rounds"](
+    config.step_two.rounds = base["rounds_down"](
         32, num_updates=20, last_updates=20, learning_rate=1e-3
     )
     config.log_every = 10

@@ -9,15 +9,15 @@ from guided_distill import settings
 from guided_distill.data.sources import load_source, to_uint8
 from guided_distill.errors import UserError
 from guided_distill.evaluation.classifier import load_or_train_classifier
-from guided_distill.evaluation.evaluate import Evaluation, list_contenders
+from guided_distill.evaluation.evaluate import STUDENT_MODELS, Evaluation, list_contenders
 from guided_distill.evaluation.generate import Samplers
 from guided_distill.evaluation.pictures import grid, save_grid
 from guided_distill.evaluation.report import terminal_summary, write_report
 from guided_distill.pipeline import Trainer
 from guided_distill.stages import (
     find_stages,
+    network_evaluations,
     plan_stages,
-    record_name,
     select_stages,
     stages_after,
 )
@@ -64,14 +64,13 @@ def evaluate(config, workdir, samplers=None):
     """Compares all finished stages and writes `report/`; False where it stood there already."""
     workdir = pathlib.Path(workdir)
     folder = workdir / "report"
-    folders = find_stages(workdir, config.step_two.algorithm)
-    distilled = [key for key in folders if isinstance(key, int)]
-    for num_steps in config.evaluation.num_steps:
-        settings.check_distilled(num_steps, distilled, what="evaluation.num_steps")
-    stages = {key: folder.load() for key, folder in folders.items()}
-    hashes = {record_name(r): r["params_sha256"] for _, r in stages.values()}
-    evaluation = settings.to_plain(config)["evaluation"]
-    provenance = {"evaluation": evaluation, "params_sha256": hashes}
+    stages = find_stages(workdir)
+    check_evaluation(config, workdir, stages)
+    records = {name: stage.record for name, stage in stages.items()}
+    provenance = {
+        "evaluation": settings.to_plain(config)["evaluation"],
+        "params_sha256": {name: record["params_sha256"] for name, record in records.items()},
+    }
     done = read_json(folder / "results.json")
     if done and all(done["provenance"].get(key) == provenance[key] for key in provenance):
         return False
@@ -91,6 +90,8 @@ def evaluate(config, workdir, samplers=None):
         samplers,
         start_steps=config.step_two.start_steps,
         num_steps=config.evaluation.num_steps,
+        baselines=config.evaluation.baselines,
+        baseline_num_steps=config.evaluation.baseline_num_steps,
     )
     comparison = Evaluation(
         train_source,
@@ -99,16 +100,25 @@ def evaluate(config, workdir, samplers=None):
         seed=config.evaluation.seed,
     )
     rows, pictures = comparison.run(contenders, config.evaluation.w)
-    provenance |= describe(config, stages, extractor, train_source, test_source)
+    provenance |= describe(config, records, extractor, train_source, test_source)
     write_report(folder, rows, pictures, provenance)
     print(terminal_summary(rows, provenance))
     say(f"report: {folder / 'report.md'}")
     return True
 
 
-def describe(config, stages, extractor, train_source, test_source):
+def check_evaluation(config, workdir, stages):
+    """Refuses a workdir without students, and an N that none of them has."""
+    records = [stage.record for stage in stages.values()]
+    distilled = {r["num_steps"] for r in records if r["algorithm"] in STUDENT_MODELS}
+    if not distilled:
+        raise UserError(f"{workdir} holds no finished student: run --mode=train first")
+    for num_steps in config.evaluation.num_steps:
+        settings.check_distilled(num_steps, distilled, what="evaluation.num_steps")
+
+
+def describe(config, records, extractor, train_source, test_source):
     """What a report's numbers rest on, as plain JSON."""
-    records = [record for _, record in stages.values()]
     return {
         "data": train_source.name,
         "data_sha256": train_source.sha256,
@@ -118,23 +128,31 @@ def describe(config, stages, extractor, train_source, test_source):
         "classifier_accuracy": extractor.accuracy,
         "w_range": list(config.w_range),
         "batch_size": config.evaluation.batch_size,
-        "updates": {record_name(r): r["updates"] for r in records},
-        "training_seconds": {record_name(r): r["seconds"] for r in records},
+        "stages": {name: stage_summary(record) for name, record in records.items()},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
     }
 
 
+def stage_summary(record):
+    """What a report says of how a stage was trained."""
+    keys = ("algorithm", "num_steps", "factor", "updates", "seconds")
+    return {key: record[key] for key in keys} | {"evaluations": network_evaluations(record)}
+
+
 def make_samplers(config):
     """Samplers for all of a config's devices."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    return Samplers(mesh, config.evaluation.batch_size)
+    return Samplers(mesh, config.evaluation.batch_size, config.evaluation.ancestral_mix)
 
 
 def preview(config, workdir, samplers, stage, folder, update, writer):
     """Draws a strip per guidance weight after a stage: `samples/<stage>.png`, TensorBoard."""
+    if stage.algorithm == "encoder":
+        return
     params, record = folder.load()
-    weights = config.evaluation.w
+    w_min, w_max = stage.w_range or config.w_range
+    weights = [w for w in config.evaluation.w if w_min <= w <= w_max] or [w_min]
     num_steps = stage.num_steps or min(PREVIEW_STEPS, config.step_two.start_steps)
     indices = np.tile(np.arange(PREVIEW_SAMPLES), len(weights))
     x = samplers.of(record)(

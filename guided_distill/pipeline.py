@@ -15,7 +15,8 @@ from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.errors import UserError
 from guided_distill.models.build import build_unet, count_params, init_params
 from guided_distill.models.denoiser import init_student
-from guided_distill.stages import plan_stages
+from guided_distill.stage_checks import check_parent, check_settings, check_teacher
+from guided_distill.stages import lineage
 from guided_distill.training import sharding
 from guided_distill.training.checkpoint import Checkpoints, write_json
 from guided_distill.training.loop import StopSignals, train
@@ -53,51 +54,49 @@ class Trainer:
         )
         self.optimizer = make_optimizer(**config.optimizer)
         self.updates_before = 0
+        self._updates = {}
 
     def run(self, stages, teacher_folder=None):
         """Trains the stages that are not finished, in order.
 
         Args:
-          stages: consecutive `Stage`s.
-          teacher_folder: finished stage that teaches the first of them; None looks in the
-            workdir.
+          stages: `Stage`s, each after the one that teaches it.
+          teacher_folder: finished stage, in any workdir, that teaches the first of them, and
+            others as far as they descend from it or from what it descends from; None looks in
+            this workdir.
 
         Returns:
           How many stages were trained (0: all were finished before).
         """
         for stage in stages:
-            self.check_settings(stage, self.folder(stage))
+            check_settings(stage, self.folder(stage.name), self.source)
+        elsewhere = {} if teacher_folder is None else lineage(teacher_folder)
         write_json(self.workdir / "config.json", settings.to_plain(self.config))
         trained = 0
         with StopSignals() as signals:
             for stage in stages:
-                folder = self.folder(stage)
-                teacher = teacher_folder or self.default_teacher(stage)
-                if not self.is_finished(stage, folder, teacher):
-                    self.train_stage(stage, folder, teacher, signals)
+                if stage is stages[0] and teacher_folder is not None:
+                    teacher = teacher_folder
+                else:
+                    teacher = elsewhere.get(stage.parent) or self.folder(stage.parent)
+                if not self.is_finished(self.folder(stage.name), teacher):
+                    self.train_stage(stage, self.folder(stage.name), teacher, signals)
                     trained += 1
                 self.updates_before += stage.optimization["num_updates"]
-                teacher_folder = folder
                 signals.check()
         return trained
 
-    def folder(self, stage):
-        """Where a stage lies in this workdir."""
-        return StageFolder(self.workdir / stage.name)
+    def folder(self, stage_name):
+        """Where a stage lies in this workdir; None for no stage."""
+        return StageFolder(self.workdir / stage_name) if stage_name else None
 
-    def default_teacher(self, stage):
-        """The stage before, in this workdir; None for the teacher itself."""
-        stages = plan_stages(self.config)
-        position = [s.name for s in stages].index(stage.name)
-        return self.folder(stages[position - 1]) if position else None
-
-    def is_finished(self, stage, folder, teacher):
-        """Whether the folder holds this stage, finished and whole.
+    def is_finished(self, folder, teacher):
+        """Whether the folder holds a stage of this teacher, finished and whole.
 
         Raises:
           UserError: where it holds the stage of another teacher.
         """
-        self.check_parent(folder, teacher)
+        check_parent(folder, teacher)
         if folder.record is None:
             return False
         try:
@@ -107,45 +106,20 @@ class Trainer:
             return False
         return True
 
-    def check_settings(self, stage, folder):
-        """Refuses a folder begun with another config or data set."""
-        if folder.origin is None:
-            return
-        differences = settings.differing_keys(folder.origin["config"], stage.settings)
-        if differences:
-            raise UserError(
-                f"{folder.path} holds a run of another config ({'; '.join(differences)}): "
-                "take another --workdir, or the config it was begun with"
-            )
-        if folder.origin["data_sha256"] != self.source.sha256:
-            raise UserError(
-                f"{folder.path} was trained on other data than {self.source.name} holds now: "
-                "take another --workdir"
-            )
-
-    def check_parent(self, folder, teacher):
-        """Refuses a folder begun with another teacher."""
-        teacher_record = teacher.record if teacher else None
-        if folder.origin is None or teacher_record is None:
-            return
-        if folder.origin["parent_sha256"] != teacher_record["params_sha256"]:
-            raise UserError(
-                f"{folder.path} was distilled from another teacher than {teacher.path}: take "
-                "another --workdir, or remove that folder to distill it anew"
-            )
-
     def train_stage(self, stage, folder, teacher_folder, signals):
         """Trains one stage, resuming where it was left, and writes its params and record."""
         teacher_params, teacher_record = None, {"params_sha256": None}
         if teacher_folder is not None:
             teacher_params, teacher_record = teacher_folder.load()
-            self.check_teacher(stage, teacher_record, teacher_folder)
+            check_teacher(stage, teacher_record, teacher_folder)
         origin = {
             "config": stage.settings,
             "data_sha256": self.source.sha256,
             "parent_sha256": teacher_record["params_sha256"],
         }
         folder.begin(origin)
+        if stage.algorithm == "two_student" and teacher_record["stage"] == "teacher":
+            teacher_params = self.with_w_branch(stage, teacher_params)
         fresh = self.fresh_state(stage, teacher_params)
         with Checkpoints(folder.checkpoints) as checkpoints:
             restored = checkpoints.restore(fresh)
@@ -156,10 +130,12 @@ class Trainer:
         folder.finish(
             state.final_params,
             {
+                "name": stage.name,
                 "stage": stage.kind,
-                "algorithm": stage.settings.get("step_two", {}).get("algorithm"),
+                "algorithm": stage.algorithm,
                 "num_steps": stage.num_steps,
-                "w_range": stage.settings.get("w_range"),
+                "factor": stage.factor,
+                "w_range": stage.w_range and list(stage.w_range),
                 "schedule": {"name": "cosine"} | stage.settings["schedule"],
                 "parameterization": stage.settings["model"]["prediction"],
                 "data": self.source.name,
@@ -175,39 +151,33 @@ class Trainer:
         updates_so_far = self.updates_before + stage.optimization["num_updates"]
         self.on_stage_end(stage, folder, updates_so_far, self.metric_writer)
 
-    def check_teacher(self, stage, record, folder):
-        """Refuses a teacher that cannot teach this stage."""
-        wants = {"step_one": ("teacher",), "step_two": ("step_one", "step_two")}[stage.kind]
-        if record["stage"] not in wants:
-            raise UserError(
-                f"{stage.title} is distilled from {' or '.join(wants)}, "
-                f"but {folder.path} holds {record['stage']}"
-            )
-        if record["stage"] == "step_two" and record["num_steps"] != 2 * stage.num_steps:
-            raise UserError(
-                f"a student of {stage.num_steps} steps needs a teacher of "
-                f"{2 * stage.num_steps}, but {folder.path} has {record['num_steps']}"
-            )
-        for key in ("schedule", "model"):
-            differences = settings.differing_keys(record["config"][key], stage.settings[key])
-            if differences:
-                raise UserError(f"{folder.path} has another {key}: {'; '.join(differences)}")
-
     def fresh_state(self, stage, teacher_params):
         """The stage's first state, on the devices: random, or the teacher's params."""
 
         def init(key, teacher_params):
-            network = self.teacher_network if stage.kind == "teacher" else self.student_network
             params = teacher_params
-            if stage.kind in ("teacher", "step_one"):
-                params = init_params(network, key, self.source.image_shape)
+            if stage.kind == "teacher":
+                params = init_params(self.teacher_network, key, self.source.image_shape)
             if stage.kind == "step_one":
-                params = init_student(params, teacher_params)
+                fresh = init_params(self.student_network, key, self.source.image_shape)
+                params = init_student(fresh, teacher_params)
             return init_state(params, self.optimizer, keep_ema=stage.kind != "step_two")
 
         key = self.stage_key(stage)
         layout = sharding.state_shardings(jax.eval_shape(init, key, teacher_params), self.mesh)
         return jax.jit(init, out_shardings=layout)(key, teacher_params)
+
+    def with_w_branch(self, stage, teacher_params):
+        """The teacher's params in the students' network: the same model, for every w.
+
+        Algorithm 5 distils the guided pair itself, so its first teacher knows no w yet.
+        """
+
+        def widen(key, teacher_params):
+            fresh = init_params(self.student_network, key, self.source.image_shape)
+            return init_student(fresh, teacher_params)
+
+        return sharding.to_host(jax.jit(widen)(self.stage_key(stage), teacher_params))
 
     def run_updates(self, stage, state, teacher_params, checkpoints, signals):
         """The stage's remaining updates, with progress on the screen and in TensorBoard."""
@@ -220,6 +190,8 @@ class Trainer:
             decay=optimization["learning_rate_decay"],
             num_updates=num_updates,
         )
+        if not num_updates:
+            return state
         progress = Progress(
             stage.title, total=num_updates, done=int(state.update), images_per_step=batch_size
         )
@@ -256,14 +228,14 @@ class Trainer:
 
     def bind_update(self, stage, teacher_params, rate):
         """The stage's compiled update with all that stays fixed over the stage: see `train`."""
-        stage_key = jax.device_put(self.stage_key(stage), sharding.replicated(self.mesh))
-        fixed = [stage_key]
+        fixed = [jax.device_put(self.stage_key(stage), sharding.replicated(self.mesh))]
         if stage.kind == "step_two":
             bound = np.float32(1.0 if stage.optimization["clip_teacher"] else np.inf)
-            fixed = [np.int32(stage.num_steps), bound, stage_key]
-        if teacher_params is not None:
-            fixed = [sharding.place(teacher_params, self.mesh), *fixed]
-        compiled = getattr(self, f"update_{stage.kind}")
+            fixed = [np.int32(stage.num_steps), bound, *fixed]
+        if stage.kind != "teacher":
+            w_range = np.asarray(stage.w_range, np.float32)
+            fixed = [sharding.place(teacher_params, self.mesh), w_range, *fixed]
+        compiled = self.compiled_update(stage)
 
         def update(state, index, images, labels):
             return compiled(state, *fixed, rate(index), images, labels)
@@ -278,7 +250,9 @@ class Trainer:
         """Says what the person should know before the updates begin."""
         for notice in notices:
             say(notice)
-        if resumed:
+        if stage.optimization["num_updates"] == 0:
+            say(f"{stage.title}: a copy, because its target at t = 1 is its teacher's prediction")
+        elif resumed:
             say(f"{stage.title}: going on from update {int(state.update)}")
         elif notices:
             say(f"{stage.title}: no whole checkpoint is left, starting the stage anew")
@@ -303,9 +277,19 @@ class Trainer:
     def _network(self, **kwargs):
         return build_unet(self.config.model, num_classes=self.source.num_classes, **kwargs)
 
-    @functools.cached_property
-    def update_teacher(self):
-        """Compiled update of the teacher."""
+    def compiled_update(self, stage):
+        """The compiled update of a stage's kind, algorithm and factor, made once."""
+        key = (stage.kind, stage.algorithm, stage.factor)
+        if key not in self._updates:
+            make = {
+                "teacher": self._make_update_teacher,
+                "step_one": self._make_update_step_one,
+                "step_two": self._make_update_step_two,
+            }[stage.kind]
+            self._updates[key] = make(stage)
+        return self._updates[key]
+
+    def _make_update_teacher(self, stage):
         section = self.config.teacher
         return make_update_teacher(
             self.teacher_network,
@@ -315,26 +299,22 @@ class Trainer:
             **self._loss_settings(section),
         )
 
-    @functools.cached_property
-    def update_step_one(self):
-        """Compiled update of step one."""
+    def _make_update_step_one(self, stage):
         section = self.config.step_one
         return make_update_step_one(
             self.teacher_network,
             self.student_network,
             self.optimizer,
             ema_decay=section.ema_decay,
-            w_range=self.config.w_range,
             **self._loss_settings(section),
         )
 
-    @functools.cached_property
-    def update_step_two(self):
-        """Compiled update of every halving round."""
+    def _make_update_step_two(self, stage):
         return make_update_step_two(
             self.student_network,
             self.optimizer,
-            w_range=self.config.w_range,
+            algorithm=stage.algorithm,
+            factor=stage.factor,
             **self._loss_settings(self.config.step_two),
         )
 

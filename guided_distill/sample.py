@@ -9,23 +9,38 @@ from PIL import Image
 
 from guided_distill import settings
 from guided_distill.data.sources import to_uint8
-from guided_distill.errors import UserError
-from guided_distill.evaluation.generate import Samplers
+from guided_distill.errors import UserError, nearest
+from guided_distill.evaluation.generate import FITTING_SAMPLERS, Samplers, choose_sampler
 from guided_distill.evaluation.pictures import save_grid
-from guided_distill.stages import find_students
+from guided_distill.stages import find_own_stages, find_students
 from guided_distill.training import sharding
 from guided_distill.training.progress import say
 from guided_distill.training.stage_folder import StageFolder
 
+CONTINUOUS = ("teacher", "step_one")  # models of any number of steps
 MAX_STRIP = 16  # samples in one row of a picture, where there is a row per weight
 
 
-def sample(workdir, *, stage, num_steps, weights, labels, n, seed, out, batch_size):
+def sample(
+    workdir,
+    *,
+    stage,
+    num_steps,
+    weights,
+    labels,
+    n,
+    seed,
+    out,
+    batch_size,
+    sampler="",
+    force=False,
+):
     """Draws samples from a finished stage into a picture or an `.npz`.
 
     Args:
       workdir: of the run.
-      stage: `step_two` (the student of `num_steps`), `step_one` or `teacher`.
+      stage: `teacher`, `step_one`, a distillation such as `step_two/stochastic` or
+        `single_w/1` (its student of `num_steps`), or '' for the deterministic students.
       num_steps: N.
       weights: guidance weights; each gets an equal share of the n samples, on the same noise.
       labels: classes to cycle through; empty means all.
@@ -33,11 +48,14 @@ def sample(workdir, *, stage, num_steps, weights, labels, n, seed, out, batch_si
       seed: of the noise.
       out: path; `.npz` holds `samples`, `labels` and `w`, any other suffix is a picture.
       batch_size: samples per compiled call.
+      sampler: `ddim`, `stochastic` or `ancestral`; '' takes the one that the model was made for.
+      force: sample with `sampler` though the model was not made for it.
     """
     check_picture_path(out)
     check_counts(num_steps=num_steps, batch_size=batch_size, n=n, seed=seed)
     folder = choose_stage(workdir, stage, num_steps)
     params, record = folder.load()
+    sampler = choose_sampler(record, sampler, force=force)
     labels = labels or list(range(record["num_classes"]))
     check_request(record, weights, labels, n)
 
@@ -49,11 +67,11 @@ def sample(workdir, *, stage, num_steps, weights, labels, n, seed, out, batch_si
     mesh = sharding.make_mesh()
     devices = jax.device_count()
     batch_size = -(-min(batch_size, n) // devices) * devices
-    x = Samplers(mesh, batch_size).of(record)(
+    x = Samplers(mesh, batch_size).of(record, sampler)(
         params, labels=sample_labels, w=sample_w, indices=indices, num_steps=num_steps, seed=seed
     )
     write_samples(pathlib.Path(out), x, sample_labels, sample_w)
-    say(f"{n} samples in {num_steps} steps: {out}")
+    say(f"{n} samples in {num_steps} steps of the {sampler} sampler: {out}")
 
 
 def write_samples(out, x, labels, w):
@@ -77,15 +95,38 @@ def check_picture_path(out):
 
 
 def choose_stage(workdir, stage, num_steps):
-    """The folder that `--mode=sample` draws from."""
-    workdir = pathlib.Path(workdir)
-    if stage in ("teacher", "step_one"):
-        return StageFolder(workdir / stage)
-    if stage not in ("", "step_two"):
-        raise UserError(f"--stage must be teacher, step_one or step_two, got {stage}")
-    students = find_students(workdir, "deterministic")
+    """The folder that `--mode=sample` draws from.
+
+    Args:
+      workdir: of the run.
+      stage: as in `sample`.
+      num_steps: N, of students.
+    """
+    own = find_own_stages(workdir)
+    if stage in own:
+        check_stage_steps(own[stage].record, num_steps)
+        return own[stage]
+    if stage in CONTINUOUS:
+        return StageFolder(pathlib.Path(workdir, stage))
+    families = find_students(workdir)
+    of_default = [family for family in families if FITTING_SAMPLERS[family.split("/")[-1]]]
+    meant = {
+        "": of_default,
+        "step_two": of_default,
+        stage.rstrip("/"): [f for f in families if f.startswith(stage.rstrip("/"))],
+    }[stage.rstrip("/")]
+    if not meant and stage not in ("", "step_two"):
+        known = [*CONTINUOUS, *families]
+        raise UserError(f"--stage={stage} is none of {', '.join(known)}{nearest(stage, known)}")
+    students = families[meant[0]] if meant else {}
     settings.check_distilled(num_steps, list(students), what="--num_steps")
     return students[num_steps]
+
+
+def check_stage_steps(record, num_steps):
+    """Refuses a number of steps that is not the named student's."""
+    if record["num_steps"] not in (None, num_steps):
+        settings.check_distilled(num_steps, [record["num_steps"]], what="--num_steps")
 
 
 def check_counts(*, num_steps, batch_size, n, seed):

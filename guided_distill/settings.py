@@ -10,11 +10,14 @@ from ml_collections import ConfigDict
 from guided_distill.data.sources import SOURCES
 from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
 from guided_distill.distill.losses import LOSS_WEIGHTS
-from guided_distill.distill.rounds import check_halving
+from guided_distill.distill.rounds import step_factors
 from guided_distill.errors import UserError, nearest
 from guided_distill.training.optimizer import LEARNING_RATE_DECAYS
 
-ALGORITHMS = ("deterministic",)
+FROM_STEP_ONE = ("deterministic", "stochastic", "encoder")
+DISTILLATIONS = (*FROM_STEP_ONE, "two_student", "single_w")
+SAMPLING_DISTILLATIONS = tuple(name for name in DISTILLATIONS if name != "encoder")
+BASELINES = ("ddim", "ancestral")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -98,6 +101,7 @@ RULES = {
     "w_range": Rule(
         lambda v: sequence(FINITE).test(v) and len(v) == 2, "two numbers (w_min, w_max)"
     ),
+    "distillations": sequence(choice(DISTILLATIONS)),
     "optimizer.clip_norm": number(0.0, open_low=True),
     "optimizer.adam_b1": RATE,
     "optimizer.adam_b2": RATE,
@@ -106,9 +110,9 @@ RULES = {
     "teacher.dropout": RATE,
     "teacher.label_dropout": number(0.0, 1.0, open_low=True, open_high=True),
     **{f"step_one.{key}": rule for key, rule in LONG_STAGE_RULES.items()},
-    "step_two.algorithm": choice(ALGORITHMS),
     "step_two.start_steps": integer(2),
     **{f"step_two.{key}": rule for key, rule in OPTIMIZATION_RULES.items()},
+    "single_w.w": sequence(FINITE),
     "mesh.data": Rule(
         lambda v: is_integer(v) and (v == -1 or v > 0), "a number of devices, or -1 for the rest"
     ),
@@ -117,6 +121,17 @@ RULES = {
     "checkpoint_every": COUNT,
     "evaluation.w": sequence(FINITE),
     "evaluation.num_steps": sequence(COUNT),
+    "evaluation.baselines": sequence(choice(BASELINES)),
+    "evaluation.baseline_num_steps": sequence(COUNT),
+    "evaluation.ancestral_mix": number(0.0, 1.0),
+    "evaluation.translations": sequence(
+        Rule(
+            lambda v: sequence(integer(0), min_length=2).test(v) and len(v) == 2,
+            "a pair (source label, target label)",
+        ),
+        min_length=0,
+    ),
+    "evaluation.translation_num_steps": COUNT,
     "evaluation.num_samples": integer(2),
     "evaluation.batch_size": COUNT,
     "evaluation.seed": integer(0),
@@ -130,6 +145,9 @@ ROUND_RULES = {
 }
 
 
+ROUND_SECTIONS = ("step_two", *(name for name in DISTILLATIONS if name != "deterministic"))
+
+
 def check_config(config):
     """Checks every key and value of a config, and how they fit together.
 
@@ -140,10 +158,11 @@ def check_config(config):
       UserError: naming the first key that is wrong, its value, the rule and the way out.
     """
     values = flatten(config)
-    rounds = values.pop("step_two.rounds", None)
+    rounds = {name: values.pop(f"{name}.rounds", None) for name in ROUND_SECTIONS}
     check_rules(values, RULES, prefix="")
-    check_rounds(rounds, config.step_two.start_steps)
-    check_together(config, [one_round["num_steps"] for one_round in rounds])
+    for name, section_rounds in rounds.items():
+        check_rounds(name, section_rounds, config.step_two.start_steps)
+    check_together(config)
 
 
 def check_rules(values, rules, prefix):
@@ -169,24 +188,38 @@ def check_override_names(argv):
         if not argument.startswith("--config."):
             continue
         key = argument.removeprefix("--config.").split("=")[0]
-        of_round = re.fullmatch(r"(step_two\.rounds\[\d+\]\.)(.*)", key)
+        of_round = re.fullmatch(rf"((?:{'|'.join(ROUND_SECTIONS)})\.rounds\[\d+\]\.)(.*)", key)
         prefix, name = of_round.groups() if of_round else ("", key)
         rules = ROUND_RULES if of_round else RULES
-        if name not in rules and name != "step_two.rounds":
+        if name not in rules and name.removesuffix(".rounds") not in ROUND_SECTIONS:
             close = nearest(name, rules).replace("mean ", f"mean {prefix}")
             raise UserError(f"unknown config key {key}{close}")
 
 
-def check_rounds(rounds, start_steps):
-    """Checks step two's rounds, inner keys included."""
-    if not isinstance(rounds, (tuple, list)) or not rounds:
-        raise UserError("step_two.rounds must be a tuple with one ConfigDict per halving round")
+def check_rounds(name, rounds, start_steps):
+    """Checks one section's rounds, inner keys included; () stands for step two's."""
+    if not isinstance(rounds, (tuple, list)) or not (rounds or name != "step_two"):
+        or_empty = "" if name == "step_two" else ", or () for those of step_two"
+        raise UserError(f"{name}.rounds must be a tuple with one ConfigDict per round{or_empty}")
     for k, one_round in enumerate(rounds):
-        check_rules(dict(one_round), ROUND_RULES, prefix=f"step_two.rounds[{k}].")
-    check_halving(start_steps, [one_round["num_steps"] for one_round in rounds])
+        check_rules(dict(one_round), ROUND_RULES, prefix=f"{name}.rounds[{k}].")
+    step_factors(start_steps, [one_round["num_steps"] for one_round in rounds], name=name)
 
 
-def check_together(config, distilled_steps):
+def rounds_of(config, distillation):
+    """(section, rounds) of a distillation: its own where it has some, else step two's."""
+    section = "step_two" if distillation == "deterministic" else distillation
+    if not config[section]["rounds"]:
+        section = "step_two"
+    return section, config[section]["rounds"]
+
+
+def distilled_steps(config, distillation):
+    """Every N that a distillation reaches."""
+    return [one_round["num_steps"] for one_round in rounds_of(config, distillation)[1]]
+
+
+def check_together(config):
     """Checks what no key decides alone."""
     w_min, w_max = config.w_range
     if w_max < w_min:
@@ -198,9 +231,36 @@ def check_together(config, distilled_steps):
         )
     for w in config.evaluation.w:
         check_w(w, config.w_range, what="evaluation.w")
-    for num_steps in config.evaluation.num_steps:
-        check_distilled(num_steps, distilled_steps, what="evaluation.num_steps")
-    check_model(config.model, SOURCES[config.data.name]("train").image_shape)
+    check_distillations(config)
+    info = SOURCES[config.data.name]
+    check_model(config.model, info.image_shape)
+    for label in sum(map(tuple, config.evaluation.translations), ()):
+        if label >= info.num_classes:
+            raise UserError(
+                f"evaluation.translations must hold labels of 0 to {info.num_classes - 1}, "
+                f"got {label}"
+            )
+
+
+def check_distillations(config):
+    """Checks that what is evaluated is distilled, and that no round asks for what it cannot."""
+    sampling = [name for name in config.distillations if name in SAMPLING_DISTILLATIONS]
+    reached = set().union(*(distilled_steps(config, name) for name in sampling))
+    for num_steps in config.evaluation.num_steps if sampling else ():
+        check_distilled(num_steps, reached, what="evaluation.num_steps")
+    if "encoder" in config.distillations and config.evaluation.translations:
+        encoders = distilled_steps(config, "encoder")
+        what = "evaluation.translation_num_steps"
+        check_distilled(config.evaluation.translation_num_steps, encoders, what=what)
+    for name, why in (
+        ("encoder", "encoding never clips"),
+        ("two_student", "Algorithm 5 has no clip"),
+    ):
+        section, rounds = rounds_of(config, name)
+        clipped = [k for k, one_round in enumerate(rounds) if one_round["clip_teacher"]]
+        if name in config.distillations and clipped:
+            own = "" if section == name else f", so {name} needs rounds of its own"
+            raise UserError(f"{section}.rounds[{clipped[0]}].clip_teacher is True: {why}{own}")
 
 
 def check_model(model, image_shape):
@@ -282,8 +342,11 @@ def to_plain(config):
 
 def from_plain(plain):
     """The ConfigDict that `to_plain` made plain."""
-    rounds = tuple(ConfigDict(one_round) for one_round in plain["step_two"]["rounds"])
-    return ConfigDict(plain | {"step_two": plain["step_two"] | {"rounds": rounds}})
+    sections = {
+        name: plain[name] | {"rounds": tuple(ConfigDict(r) for r in plain[name]["rounds"])}
+        for name in ROUND_SECTIONS
+    }
+    return ConfigDict(plain | sections)
 
 
 def differing_keys(there, here):

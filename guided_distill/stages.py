@@ -4,9 +4,11 @@ import dataclasses
 import pathlib
 
 from guided_distill import settings
+from guided_distill.distill.rounds import step_factors
 from guided_distill.errors import UserError, nearest
 from guided_distill.training.stage_folder import StageFolder
 
+STAGE_PATTERNS = ("*", "step_two/*/*", "single_w/*/step_one", "single_w/*/step_two/*/*")
 SHARED_SETTINGS = ("seed", "data", "schedule", "model", "optimizer")
 
 
@@ -15,90 +17,143 @@ class Stage:
     """One stage of a run.
 
     Attributes:
-      name: its folder in the workdir: `teacher`, `step_one`, `step_two/<algorithm>/<NNNN>`.
+      name: its folder in the workdir: `teacher`, `step_one`, `step_two/<algorithm>/<NNNN>`;
+        those of one fixed w lie under `single_w/<w>/`.
       kind: `teacher`, `step_one` or `step_two`.
       title: for people.
-      num_steps: N of a distilled student, else None.
+      parent: name of the stage that teaches it, None for the teacher.
       optimization: `num_updates`, `batch_size`, `learning_rate`, … of this stage.
       settings: the part of the config that determines the params, as plain JSON.
+      w_range: (w_min, w_max) of what it learns, None for the teacher.
+      algorithm: of a round of step two: `deterministic`, `stochastic`, `encoder`, `two_student`.
+      num_steps: N of a distilled student.
+      factor: its teacher's N over its own.
     """
 
     name: str
     kind: str
     title: str
-    num_steps: int | None
+    parent: str | None
     optimization: dict
     settings: dict
+    w_range: tuple | None = None
+    algorithm: str | None = None
+    num_steps: int | None = None
+    factor: int | None = None
 
-    @property
-    def short_name(self):
-        """The name without the algorithm: `step_two/0064`."""
-        return self.kind if self.num_steps is None else f"{self.kind}/{self.num_steps:04d}"
+    def is_called(self, name):
+        """Whether `--stage=name` means it: its name, a folder above, or `step_two/<NNNN>`."""
+        short_name = self.name.replace("/deterministic", "")
+        return name in ("", self.name, short_name) or self.name.startswith(f"{name}/")
 
 
 def plan_stages(config):
-    """The stages of a config, in order: teacher, step one, one per halving round."""
+    """The stages of a config, in order: teacher, step one, then each distillation's rounds."""
     plain = settings.to_plain(config)
     shared = {key: plain[key] for key in SHARED_SETTINGS}
-    distilled = shared | {"w_range": plain["w_range"]}
-    stages = [
-        Stage(
-            "teacher", "teacher", "teacher", None, plain["teacher"],
-            shared | {"teacher": plain["teacher"]},
-        ),
-        Stage(
-            "step_one", "step_one", "step one", None, plain["step_one"],
-            distilled | {"step_one": plain["step_one"]},
-        ),
-    ]  # fmt: skip
-    step_two = plain["step_two"]
-    rounds, algorithm = step_two.pop("rounds"), step_two["algorithm"]
-    step_two.pop("start_steps")
-    for k, one_round in enumerate(rounds, start=1):
-        num_steps = one_round["num_steps"]
-        optimization = step_two | one_round
-        stages.append(
-            Stage(
-                f"step_two/{algorithm}/{num_steps:04d}",
-                "step_two",
-                f"step two, round {k} of {len(rounds)} (N = {num_steps})",
-                num_steps,
-                optimization,
-                distilled | {"step_two": optimization},
-            )
-        )
+    teacher = Stage(
+        "teacher", "teacher", "teacher", None, plain["teacher"],
+        shared | {"teacher": plain["teacher"]},
+    )  # fmt: skip
+    stages = [teacher]
+    distillations = plain["distillations"]
+    w_range = tuple(plain["w_range"])
+    if set(distillations) & set(settings.FROM_STEP_ONE):
+        stages.append(_step_one(plain, shared, w_range))
+    for distillation in distillations:
+        if distillation == "single_w":
+            for w in plain["single_w"]["w"]:
+                prefix = f"single_w/{w:g}/"
+                stages.append(_step_one(plain, shared, (w, w), prefix))
+                stages += _rounds(plain, shared, "single_w", (w, w), prefix)
+        else:
+            stages += _rounds(plain, shared, distillation, w_range)
     return stages
 
 
-def select_stages(stages, name):
-    """The named stage alone ('' selects all).
+def _step_one(plain, shared, w_range, prefix=""):
+    return Stage(
+        f"{prefix}step_one",
+        "step_one",
+        f"{prefix.replace('/', ' ')}step one",
+        "teacher",
+        plain["step_one"],
+        shared | {"w_range": list(w_range), "step_one": plain["step_one"]},
+        w_range,
+    )
 
-    `step_two` selects every round, `step_two/0064` the round of that many steps.
+
+def _rounds(plain, shared, distillation, w_range, prefix=""):
+    """The rounds of one distillation, each taught by the one before."""
+    algorithm = "deterministic" if distillation == "single_w" else distillation
+    label = "step two" if algorithm == "deterministic" else algorithm.replace("_", " ")
+    section = {k: v for k, v in plain["step_two"].items() if k not in ("rounds", "start_steps")}
+    _, rounds = settings.rounds_of(plain, distillation)
+    factors = step_factors(plain["step_two"]["start_steps"], [r["num_steps"] for r in rounds])
+    parent = "teacher" if algorithm == "two_student" else f"{prefix}step_one"
+    stages = []
+    for k, (one_round, factor) in enumerate(zip(rounds, factors, strict=True), start=1):
+        num_steps = one_round["num_steps"]
+        optimization = section | one_round
+        if copies_teacher(algorithm, num_steps, factor):
+            optimization["num_updates"] = 0
+        determining = {"algorithm": algorithm, "factor": factor} | optimization
+        stages.append(
+            Stage(
+                f"{prefix}step_two/{algorithm}/{num_steps:04d}",
+                "step_two",
+                f"{prefix.replace('/', ' ')}{label}, round {k} of {len(rounds)} (N = {num_steps})",
+                parent,
+                optimization,
+                shared | {"w_range": list(w_range), "step_two": determining},
+                w_range,
+                algorithm,
+                num_steps,
+                factor,
+            )
+        )
+        parent = stages[-1].name
+    return stages
+
+
+def copies_teacher(algorithm, num_steps, factor):
+    """Whether a round has nothing to learn: from N = 2 to 1, Algorithm 3's only time is t = 1,
+    and its target there is the teacher's own prediction."""
+    return algorithm == "stochastic" and num_steps == 1 and factor == 2
+
+
+def select_stages(stages, name):
+    """The stages that `--stage` names ('' selects all).
+
+    `step_two` selects every round, `step_two/stochastic` those of one algorithm, `step_two/0064`
+    the deterministic round of that many steps.
 
     Raises:
       UserError: where no stage is called so.
     """
-    chosen = [s for s in stages if name in ("", s.name, s.kind, s.short_name)]
+    chosen = [stage for stage in stages if stage.is_called(name)]
     if not chosen:
-        names = [s.name for s in stages]
+        names = [stage.name for stage in stages]
         raise UserError(f"--stage={name} is none of {', '.join(names)}{nearest(name, names)}")
     return chosen
 
 
 def stages_after(stages, record):
-    """The stages that come after the finished stage of a `stage.json` record.
+    """The stages that descend from the finished stage of a `stage.json` record, in order.
 
     Raises:
       UserError: where none does.
     """
-
-    def comes_after(stage):
-        if record["stage"] == "step_two":
-            return stage.kind == "step_two" and stage.num_steps < record["num_steps"]
-        order = ("teacher", "step_one", "step_two")
-        return order.index(stage.kind) > order.index(record["stage"])
-
-    left = [stage for stage in stages if comes_after(stage)]
+    known = {"teacher"} | ({"step_one"} if record["stage"] != "teacher" else set())
+    left = [stage for stage in stages if stage.name not in known]
+    if record["stage"] == "step_two":
+        left = [
+            stage
+            for stage in left
+            if stage.algorithm == record["algorithm"]
+            and stage.num_steps < record["num_steps"]
+            and not stage.name.startswith("single_w")
+        ]
     if not left:
         raise UserError(
             f"--teacher is a finished {record['stage']}, which leaves no stage to train"
@@ -106,25 +161,51 @@ def stages_after(stages, record):
     return left
 
 
-def find_students(workdir, algorithm):
-    """`{N: folder}` of the finished students."""
-    records = pathlib.Path(workdir, "step_two", algorithm).glob("*/stage.json")
-    return {int(path.parent.name): StageFolder(path.parent) for path in sorted(records)}
+def find_stages(workdir):
+    """`{name: folder}` of every finished stage, ancestors in other workdirs included."""
+    found = find_own_stages(workdir)
+    for folder in list(found.values()):
+        for name, ancestor in lineage(folder).items():
+            found.setdefault(name, ancestor)
+    return found
 
 
-def find_stages(workdir, algorithm):
-    """`{"teacher", "step_one", N, …}` -> folder; ancestors may lie in other workdirs."""
-    students = find_students(workdir, algorithm)
-    if not students:
-        raise UserError(f"{workdir} holds no finished student: run --mode=train first")
-    step_one = students[max(students)].parent()
-    while step_one.record["stage"] == "step_two":
-        step_one = step_one.parent()
-    return {"teacher": step_one.parent(), "step_one": step_one} | students
+def find_own_stages(workdir):
+    """`{name: folder}` of the finished stages that lie in the workdir itself."""
+    workdir = pathlib.Path(workdir)
+    paths = [p for pattern in STAGE_PATTERNS for p in sorted(workdir.glob(f"{pattern}/stage.json"))]
+    return {p.parent.relative_to(workdir).as_posix(): StageFolder(p.parent) for p in paths}
 
 
-def record_name(record):
-    """A stage's name in results: 'teacher', 'step_one', 'step_two/deterministic/0004'."""
-    if record["stage"] != "step_two":
-        return record["stage"]
-    return f"step_two/{record['algorithm']}/{record['num_steps']:04d}"
+def find_students(workdir):
+    """`{family: {N: folder}}`: what each distillation left, such as `step_two/stochastic`."""
+    families = {}
+    for name, folder in find_own_stages(workdir).items():
+        family, _, last = name.rpartition("/")
+        if last.isdigit():
+            families.setdefault(family, {})[int(last)] = folder
+    return families
+
+
+def lineage(folder):
+    """`{name: folder}` of a finished stage and of those it descends from."""
+    found = {}
+    while folder is not None:
+        found[folder.record["name"]] = folder
+        folder = folder.parent()
+    return found
+
+
+def network_evaluations(record):
+    """Network evaluations that training a stage took: forward = 1, forward and backward = 3."""
+    factor = record["factor"]
+    per_example = {
+        "teacher": 3,
+        "step_one": 2 + 3,  # the guided pair, then the student
+        "deterministic": factor and factor + 3,
+        "stochastic": factor and factor + 3,
+        "encoder": factor and factor + 3,
+        "two_student": factor and 2 * factor + 2 * 3,
+    }[record["algorithm"] or record["stage"]]
+    batch_size = record["config"][record["stage"]]["batch_size"]
+    return per_example * batch_size * record["updates"]

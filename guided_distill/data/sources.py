@@ -6,6 +6,8 @@ import hashlib
 
 import numpy as np
 
+from guided_distill.errors import UserError
+
 DIGITS_TEST_SIZE = 297
 DIGITS_SPLIT_SEED = 0
 
@@ -64,12 +66,37 @@ def load_digits(split):
     return ArraySource("digits", images[indices], labels[indices], num_classes=10)
 
 
-SOURCES = {"digits": load_digits}
+@dataclasses.dataclass(frozen=True)
+class SourceInfo:
+    """What is known of a data set before it is read.
+
+    Attributes:
+      image_shape: (H, W, C).
+      num_classes: number of classes.
+      load: split ("train" or "test") -> source; None where this version has no reader for it.
+    """
+
+    image_shape: tuple
+    num_classes: int
+    load: object = None
+
+
+SOURCES = {
+    "digits": SourceInfo((8, 8, 1), 10, load_digits),
+    "cifar10": SourceInfo((32, 32, 3), 10),
+    "imagenet64": SourceInfo((64, 64, 3), 1000),
+}
 
 
 def load_source(name, split):
     """The named data set's split, "train" or "test"."""
-    return SOURCES[name](split)
+    load = SOURCES[name].load
+    if load is None:
+        raise UserError(
+            f"data.name={name} cannot be read by this version, which reads "
+            f"{', '.join(known for known, info in SOURCES.items() if info.load)}"
+        )
+    return load(split)
 
 
 def to_float(images):

@@ -1,4 +1,4 @@
-"""The DDIM step and its inversion (Eq. 2; the x̃ line of Algorithms 2-5).
+"""The DDIM step, its inversion, and noising (Eqs. 2, 4, 5; the x̃ line of Algorithms 2-5).
 
 A DDIM step is linear in the prediction: with r = σ_s/σ_t,
 
@@ -44,6 +44,26 @@ def x_tilde(z_s, z_t, *, logsnr_s, logsnr_t):
     """
     z_weight, x_weight = _step_weights(logsnr_t, logsnr_s, z_t.ndim)
     return (z_s - z_weight * z_t) / x_weight
+
+
+def renoise(z_k, eps, *, logsnr_k, logsnr_s):
+    """Noise added from time k up to s: a draw from q(z_s | z_k) (Eqs. 4-5).
+
+    z_s = (α_s/α_k) z_k + σ_{s|k} ε, with σ²_{s|k} = (1 − exp(λ_s − λ_k)) σ_s².
+
+    Args:
+      z_k: latent at the cleaner time k, `[B, H, W, C]`.
+      eps: standard normal noise, `[B, H, W, C]`.
+      logsnr_k: λ_k, `[B]`.
+      logsnr_s: λ_s ≤ λ_k, `[B]`.
+
+    Returns:
+      z_s, `[B, H, W, C]`; z_k itself where s = k.
+    """
+    alpha_k, _ = alpha_sigma(logsnr_k, z_k.ndim)
+    alpha_s, sigma_s = alpha_sigma(logsnr_s, z_k.ndim)
+    noise_share = -jnp.expm1(expand_dims(logsnr_s - logsnr_k, z_k.ndim))
+    return alpha_s / alpha_k * z_k + jnp.sqrt(noise_share) * sigma_s * eps
 
 
 def _step_weights(logsnr_t, logsnr_s, ndim):

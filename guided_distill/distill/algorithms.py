@@ -1,55 +1,50 @@
 """The paper's training algorithms, one function each, in the paper's order.
 
-A denoiser is any function `(z, logsnr, w) -> x_hat` with its label already bound. `x` is
-`[B, H, W, C]` in [-1, 1]; `keys` is `[B]`, one PRNG key per example, so that a draw does not
-depend on how the batch lies on devices. Every loss is per example, `[B]`. Gradients flow to
-the student alone.
+What differs between Algorithms 2 to 5 is where the student's step starts and ends, and which
+teacher leads there:
+
+  2  deterministic   from t = i/N down to t − 1/N
+  3  stochastic      from t = i/N down to max(t − 2/N, 0)
+  4  encoder         from t = i/N up to t + 1/N
+  5  two students    as 2, the last sub-step once conditional, once not
+
+The teacher goes there in `factor` sub-steps, 2 in the paper. Arguments of all losses:
+
+  student: model being trained, a denoiser `(z, logsnr, w) -> x_hat` with its label already
+    bound; w-conditioned from step one on.
+  teacher: denoiser of the model distilled; gradients never reach it.
+  x: data, `[B, H, W, C]` in [-1, 1].
+  keys: `[B]`, one PRNG key per example, so that a draw does not depend on how the batch lies on
+    devices.
+  num_steps: the student's N, a Python or traced integer; the teacher has factor · N.
+  w_range: (w_min, w_max), which may be traced.
+  logsnr_fn: schedule t -> λ_t.
+  loss_weight: ω: λ_t `[B]` -> `[B]`.
+
+Every loss is per example, `[B]`.
 """
 
 import jax
 import jax.numpy as jnp
 
 from guided_distill.diffusion.ddim import ddim_step, x_tilde
+from guided_distill.diffusion.guidance import guide
 from guided_distill.diffusion.schedule import alpha_sigma
 from guided_distill.distill.losses import weighted_mse
 
 
-def teacher_loss(denoise, x, keys, *, logsnr_fn, loss_weight):
-    """The diffusion loss (Eq. 1), continuous time. Label dropout happens before `denoise` is bound.
-
-    Args:
-      denoise: the model being trained.
-      x: data, `[B, H, W, C]`.
-      keys: `[B]` PRNG keys.
-      logsnr_fn: schedule t -> λ_t.
-      loss_weight: ω: λ_t `[B]` -> `[B]`.
-
-    Returns:
-      Loss per example, `[B]`.
-    """
+def teacher_loss(student, x, keys, *, logsnr_fn, loss_weight):
+    """The diffusion loss (Eq. 1), continuous time. Labels are dropped before they are bound."""
     t_keys, eps_keys = split_keys(keys, 2)
     t = draw_uniform(t_keys, 0.0, 1.0)
     logsnr_t = logsnr_fn(t)
     z_t = add_noise(x, eps_keys, logsnr_t)
-    x_hat = denoise(z_t, logsnr_t, jnp.zeros_like(t))
+    x_hat = student(z_t, logsnr_t, jnp.zeros_like(t))
     return weighted_mse(x_hat, x, loss_weight(logsnr_t))
 
 
 def step_one_loss(student, teacher, x, keys, *, w_range, logsnr_fn, loss_weight):
-    """Algorithm 1 (Eq. 3): one w-conditioned student matches the guided teacher at any t.
-
-    Args:
-      student: w-conditioned model being trained.
-      teacher: the guided pair (x̂_c, x̂) as one denoiser.
-      x: data, `[B, H, W, C]`.
-      keys: `[B]` PRNG keys.
-      w_range: (w_min, w_max).
-      logsnr_fn: schedule t -> λ_t.
-      loss_weight: ω: λ_t `[B]` -> `[B]`.
-
-    Returns:
-      Loss per example, `[B]`.
-    """
+    """Algorithm 1 (Eq. 3): one w-conditioned student matches the guided pair `teacher` at any t."""
     t_keys, w_keys, eps_keys = split_keys(keys, 3)
     t = draw_uniform(t_keys, 0.0, 1.0)
     w = draw_uniform(w_keys, *w_range)
@@ -59,30 +54,78 @@ def step_one_loss(student, teacher, x, keys, *, w_range, logsnr_fn, loss_weight)
     return weighted_mse(student(z_t, logsnr_t, w), x_hat_w, loss_weight(logsnr_t))
 
 
-def step_two_loss(student, teacher, x, keys, *, num_steps, w_range, logsnr_fn, loss_weight):
-    """Algorithm 2: one student step of 1/N matches two teacher steps of 0.5/N.
+def step_two_loss(
+    student, teacher, x, keys, *, num_steps, w_range, logsnr_fn, loss_weight, factor=2
+):
+    """Algorithm 2: one student step of 1/N matches `factor` teacher steps of 1/(factor·N)."""
+    i_keys, w_keys, eps_keys = split_keys(keys, 3)
+    i = draw_index(i_keys, 1, num_steps)
+    w = draw_uniform(w_keys, *w_range)
+    times = [(i - k / factor) / num_steps for k in range(factor + 1)]
+    logsnr_t = logsnr_fn(times[0])
+    z_t = add_noise(x, eps_keys, logsnr_t)
+    x_tilde_w = ddim_target((teacher,) * factor, z_t, w, times, logsnr_fn)
+    return weighted_mse(student(z_t, logsnr_t, w), x_tilde_w, loss_weight(logsnr_t))
 
-    Args:
-      student: w-conditioned model being trained.
-      teacher: w-conditioned model of 2N steps.
-      x: data, `[B, H, W, C]`.
-      keys: `[B]` PRNG keys.
-      num_steps: the student's N, a Python or traced integer.
-      w_range: (w_min, w_max).
-      logsnr_fn: schedule t -> λ_t.
-      loss_weight: ω: λ_t `[B]` -> `[B]`.
 
-    Returns:
-      Loss per example, `[B]`.
+def stochastic_loss(
+    student, teacher, x, keys, *, num_steps, w_range, logsnr_fn, loss_weight, factor=2
+):
+    """Algorithm 3: as Algorithm 2 with steps of 2/N, for `sample_stochastic`.
+
+    No time goes below 0, and a step of length zero is the identity: at t = 1/N that leaves the
+    paper's else-case, ONE teacher step to 0. At N = 1 (teacher of 2) the target is x̂ of the
+    teacher itself.
     """
     i_keys, w_keys, eps_keys = split_keys(keys, 3)
     i = draw_index(i_keys, 1, num_steps)
     w = draw_uniform(w_keys, *w_range)
-    t, t_mid, t_end = i / num_steps, (i - 0.5) / num_steps, (i - 1) / num_steps
-    logsnr_t = logsnr_fn(t)
+    times = [jnp.maximum(i - 2 * k / factor, 0) / num_steps for k in range(factor + 1)]
+    logsnr_t = logsnr_fn(times[0])
     z_t = add_noise(x, eps_keys, logsnr_t)
-    x_tilde_w = ddim_target((teacher, teacher), z_t, w, (t, t_mid, t_end), logsnr_fn)
+    x_tilde_w = ddim_target((teacher,) * factor, z_t, w, times, logsnr_fn)
     return weighted_mse(student(z_t, logsnr_t, w), x_tilde_w, loss_weight(logsnr_t))
+
+
+def encoder_loss(
+    student, teacher, x, keys, *, num_steps, w_range, logsnr_fn, loss_weight, factor=2
+):
+    """Algorithm 4: as Algorithm 2 with time reversed, for `encode_ddim`."""
+    i_keys, w_keys, eps_keys = split_keys(keys, 3)
+    i = draw_index(i_keys, 0, num_steps - 1)
+    w = draw_uniform(w_keys, *w_range)
+    times = [(i + k / factor) / num_steps for k in range(factor + 1)]
+    logsnr_t = logsnr_fn(times[0])
+    z_t = add_noise(x, eps_keys, logsnr_t)
+    x_tilde_w = ddim_target((teacher,) * factor, z_t, w, times, logsnr_fn)
+    return weighted_mse(student(z_t, logsnr_t, w), x_tilde_w, loss_weight(logsnr_t))
+
+
+def two_student_loss(
+    student, teacher, x, keys, *, num_steps, w_range, logsnr_fn, loss_weight, factor=2
+):
+    """Algorithm 5, the naive baseline: `student` and `teacher` are pairs (x̂_c, x̂) of denoisers.
+
+    The guided teacher leads to the last sub-step, which its two halves take separately.
+    """
+    i_keys, w_keys, eps_keys = split_keys(keys, 3)
+    i = draw_index(i_keys, 1, num_steps)
+    w = draw_uniform(w_keys, *w_range)
+    times = [(i - k / factor) / num_steps for k in range(factor + 1)]
+    logsnr_t = logsnr_fn(times[0])
+    z_t = add_noise(x, eps_keys, logsnr_t)
+
+    def guided(z, logsnr, w):
+        return guide(*(half(z, logsnr, w) for half in teacher), w)
+
+    z_mid = ddim_path((guided,) * (factor - 1), z_t, w, times[:-1], logsnr_fn)
+    loss = jnp.zeros_like(w)
+    for student_half, teacher_half in zip(student, teacher, strict=True):
+        z_end = ddim_path((teacher_half,), z_mid, w, times[-2:], logsnr_fn)
+        target = x_tilde(z_end, z_t, logsnr_s=logsnr_fn(times[-1]), logsnr_t=logsnr_t)
+        target = jax.lax.stop_gradient(target)
+        loss += weighted_mse(student_half(z_t, logsnr_t, w), target, loss_weight(logsnr_t))
+    return loss
 
 
 def ddim_target(denoisers, z_t, w, times, logsnr_fn):
@@ -98,6 +141,13 @@ def ddim_target(denoisers, z_t, w, times, logsnr_fn):
     Returns:
       x̃, `[B, H, W, C]`, never differentiated.
     """
+    z_end = ddim_path(denoisers, z_t, w, times, logsnr_fn)
+    logsnr_end, logsnr_t = logsnr_fn(times[-1]), logsnr_fn(times[0])
+    return jax.lax.stop_gradient(x_tilde(z_end, z_t, logsnr_s=logsnr_end, logsnr_t=logsnr_t))
+
+
+def ddim_path(denoisers, z_t, w, times, logsnr_fn):
+    """Where DDIM steps with each denoiser in turn lead from z_t: arguments of `ddim_target`."""
     if len(times) != len(denoisers) + 1:
         raise ValueError(
             f"{len(denoisers)} sub-steps need {len(denoisers) + 1} times, got {len(times)}"
@@ -106,8 +156,7 @@ def ddim_target(denoisers, z_t, w, times, logsnr_fn):
     z = z_t
     for denoise, logsnr_a, logsnr_b in zip(denoisers, logsnrs[:-1], logsnrs[1:], strict=True):
         z = ddim_step(denoise(z, logsnr_a, w), z, logsnr_t=logsnr_a, logsnr_s=logsnr_b)
-    target = x_tilde(z, z_t, logsnr_s=logsnrs[-1], logsnr_t=logsnrs[0])
-    return jax.lax.stop_gradient(target)
+    return z
 
 
 def add_noise(x, keys, logsnr_t):
@@ -130,3 +179,11 @@ def draw_index(keys, first, last):
 def split_keys(keys, num):
     """`num` arrays of keys `[B]` out of one."""
     return jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(keys)
+
+
+ROUND_LOSSES = {
+    "deterministic": step_two_loss,
+    "stochastic": stochastic_loss,
+    "encoder": encoder_loss,
+    "two_student": two_student_loss,
+}

@@ -6,6 +6,7 @@ import time
 import numpy as np
 
 from guided_distill.data.sources import to_float, to_uint8
+from guided_distill.evaluation.generate import calls_per_step, choose_sampler
 from guided_distill.evaluation.metrics import (
     frechet_distance,
     inception_score,
@@ -17,54 +18,82 @@ from guided_distill.training.progress import Progress
 PICTURES_KEPT = 20
 
 
+STUDENT_MODELS = {
+    "deterministic": "student",
+    "stochastic": "stochastic",
+    "two_student": "two_student",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Contender:
     """One row's model.
 
     Attributes:
-      model: "teacher" (all steps), "ddim" (the guided teacher at few), "step_one", "student".
+      model: "teacher" (all steps), "step_one", "ddim" and "ancestral" (the guided teacher at
+        few steps), "student", "stochastic", "two_student", "single_w".
+      sampler: the sampler's name.
       num_steps: N.
       calls_per_step: network calls per sampling step, 2 for a guided pair.
-      params: its parameters.
+      folder: `StageFolder` of its parameters, read when they are needed.
       generator: draws its samples.
+      only_w: the one guidance weight it knows; None for all.
     """
 
     model: str
+    sampler: str
     num_steps: int
     calls_per_step: int
-    params: object
+    folder: object
     generator: object
+    only_w: float | None = None
 
     @property
     def network_calls(self):
         """Network calls per sample."""
         return self.num_steps * self.calls_per_step
 
+    def knows(self, w):
+        """Whether it has a row for this guidance weight."""
+        return self.only_w in (None, w)
 
-def list_contenders(stages, samplers, *, start_steps, num_steps):
+
+def list_contenders(
+    stages, samplers, *, start_steps, num_steps, baselines=("ddim",), baseline_num_steps=()
+):
     """Everything that is compared, references first.
 
     Args:
-      stages: `{"teacher": (params, record), "step_one": …, N: …}`, finished stages.
+      stages: `{name: StageFolder}` of finished stages.
       samplers: `Samplers`.
       start_steps: steps of the full teacher and of the step-one model.
-      num_steps: N of the students and of guided DDIM.
+      num_steps: N of the students; those that were never distilled are left out.
+      baselines: samplers of the guided teacher.
+      baseline_num_steps: N of those.
 
     Returns:
       A list of `Contender`s.
     """
 
-    def contender(stage, model, steps):
-        params, record = stages[stage]
-        calls_per_step = 2 if stage == "teacher" else 1
-        return Contender(model, steps, calls_per_step, params, samplers.of(record))
+    def contender(name, model, steps, sampler=None):
+        record = stages[name].record
+        sampler = choose_sampler(record, sampler or "")
+        only_w = record["w_range"][0] if model == "single_w" else None
+        generator = samplers.of(record, sampler)
+        calls = calls_per_step(record)
+        return Contender(model, sampler, steps, calls, stages[name], generator, only_w)
 
-    return [
-        contender("teacher", "teacher", start_steps),
-        contender("step_one", "step_one", start_steps),
-        *(contender("teacher", "ddim", steps) for steps in num_steps),
-        *(contender(steps, "student", steps) for steps in num_steps),
-    ]
+    contenders = [contender("teacher", "teacher", start_steps)]
+    if "step_one" in stages:
+        contenders.append(contender("step_one", "step_one", start_steps))
+    for sampler in baselines:
+        contenders += [contender("teacher", sampler, n, sampler) for n in baseline_num_steps]
+    for name, record in ((name, folder.record) for name, folder in stages.items()):
+        if record["num_steps"] in num_steps and record["algorithm"] in STUDENT_MODELS:
+            single = name.startswith("single_w")
+            model = "single_w" if single else STUDENT_MODELS[record["algorithm"]]
+            contenders.append(contender(name, model, record["num_steps"]))
+    return contenders
 
 
 class Evaluation:
@@ -97,12 +126,12 @@ class Evaluation:
         """
         self._warm_up(contenders)
         n = len(self.indices)
-        total = n * len(weights) * sum(c.network_calls for c in contenders)
+        total = n * sum(c.network_calls for w in weights for c in contenders if c.knows(w))
         progress = Progress("evaluation", total=total, unit="network call")
         rows, pictures, calls_done = [], {}, 0
         for w in weights:
             references = {}
-            for contender in contenders:
+            for contender in (c for c in contenders if c.knows(w)):
 
                 def on_batch(done, before=calls_done, calls=contender.network_calls):
                     progress(before + done * calls)
@@ -123,9 +152,10 @@ class Evaluation:
             self._draw(one_step, 0.0, on_batch=None)
 
     def _draw(self, contender, w, on_batch):
+        params, _ = contender.folder.load()
         started = time.perf_counter()
         x = contender.generator(
-            contender.params,
+            params,
             labels=self.labels,
             w=np.full(len(self.indices), w),
             indices=self.indices,
@@ -137,10 +167,10 @@ class Evaluation:
 
     def _row(self, contender, w, x, seconds, references):
         features, probabilities = self.extractor.apply(to_float(to_uint8(x)))
-        to_step_one = rmse(x, references["step_one"]) if contender.model == "student" else None
+        step_one = references.get("step_one") if contender.model == "student" else None
         return {
             "model": contender.model,
-            "sampler": "ddim",
+            "sampler": contender.sampler,
             "num_steps": contender.num_steps,
             "network_calls": contender.network_calls,
             "w": w,
@@ -149,7 +179,7 @@ class Evaluation:
             "is": inception_score(probabilities),
             "accuracy": float(np.mean(probabilities.argmax(axis=1) == self.labels)),
             "rmse_to_teacher": rmse(x, references["teacher"]),
-            "rmse_to_step_one": to_step_one,
+            "rmse_to_step_one": None if step_one is None else rmse(x, step_one),
             "n": len(x),
             "images_per_second": len(x) / seconds,
         }

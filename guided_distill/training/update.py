@@ -2,8 +2,8 @@
 
 Each is ONE program over the whole mesh: noise, the teacher's target, x̃ inversion, loss,
 gradient, all-reduce, clip, Adam and average. What changes between stages and rounds (teacher
-parameters, `num_steps`, learning rate, the stage's key) comes in as an argument, so all
-halving rounds share one executable.
+parameters, `num_steps`, the interval of w, learning rate, the stage's key) comes in as an
+argument, so all rounds of one algorithm (and factor) share one executable.
 """
 
 import jax
@@ -12,9 +12,9 @@ import optax
 
 from guided_distill.data.sources import to_float
 from guided_distill.distill.algorithms import (
+    ROUND_LOSSES,
     split_keys,
     step_one_loss,
-    step_two_loss,
     teacher_loss,
 )
 from guided_distill.models.denoiser import bind, bind_guided, clip_prediction, drop_labels
@@ -54,19 +54,12 @@ def make_update_teacher(
 
 
 def make_update_step_one(
-    teacher_network,
-    network,
-    optimizer,
-    *,
-    prediction,
-    ema_decay,
-    w_range,
-    logsnr_fn,
-    loss_weight,
+    teacher_network, network, optimizer, *, prediction, ema_decay, logsnr_fn, loss_weight
 ):
-    """`update_step_one(state, teacher_params, stage_key, learning_rate, images, labels)`."""
+    """`update_step_one(state, teacher_params, w_range, stage_key, learning_rate, images, labels)`:
+    Algorithm 1; `w_range` is float32 `[2]`."""
 
-    def update_step_one(state, teacher_params, stage_key, learning_rate, images, labels):
+    def update_step_one(state, teacher_params, w_range, stage_key, learning_rate, images, labels):
         keys = example_keys(stage_key, state.update, images.shape[0])
         null_labels = jnp.full_like(labels, teacher_network.num_classes)
         teacher = bind_guided(
@@ -89,31 +82,54 @@ def make_update_step_one(
     return compile_update(update_step_one)
 
 
-def make_update_step_two(network, optimizer, *, prediction, w_range, logsnr_fn, loss_weight):
-    """`update_step_two(state, teacher_params, num_steps, teacher_bound, stage_key, learning_rate,
-    images, labels)`: Algorithm 2 for a student of `num_steps` steps, the teacher's predictions
-    clipped to ±`teacher_bound` (infinity: the paper's target)."""
+def make_update_step_two(
+    network, optimizer, *, algorithm, factor, prediction, logsnr_fn, loss_weight
+):
+    """`update_<algorithm>(state, teacher_params, w_range, num_steps, teacher_bound, stage_key,
+    learning_rate, images, labels)`: Algorithms 2 to 5 for a student of `num_steps` steps.
+
+    The teacher's predictions are clipped to ±`teacher_bound` (infinity: the paper's target). The
+    models of Algorithm 5 are pairs: the network with the label and with the null label.
+    """
+    round_loss = ROUND_LOSSES[algorithm]
+    in_pairs = algorithm == "two_student"
 
     def update_step_two(
-        state, teacher_params, num_steps, teacher_bound, stage_key, learning_rate, images, labels
+        state,
+        teacher_params,
+        w_range,
+        num_steps,
+        teacher_bound,
+        stage_key,
+        learning_rate,
+        images,
+        labels,
     ):
         keys = example_keys(stage_key, state.update, images.shape[0])
-        teacher = bind(network, teacher_params, labels, prediction=prediction)
+        null_labels = jnp.full_like(labels, network.num_classes)
+
+        def model(params):
+            cond, uncond = (
+                bind(network, params, some, prediction=prediction) for some in (labels, null_labels)
+            )
+            return (cond, uncond) if in_pairs else cond
 
         def losses(params):
-            return step_two_loss(
-                bind(network, params, labels, prediction=prediction),
-                clip_prediction(teacher, teacher_bound),
+            return round_loss(
+                model(params),
+                jax.tree.map(lambda d: clip_prediction(d, teacher_bound), model(teacher_params)),
                 to_float(images),
                 keys,
                 num_steps=num_steps,
                 w_range=w_range,
                 logsnr_fn=logsnr_fn,
                 loss_weight=loss_weight,
+                factor=factor,
             )
 
         return apply_gradient(state, losses, optimizer, learning_rate, ema_decay=None)
 
+    update_step_two.__name__ = f"update_{algorithm}"
     return compile_update(update_step_two)
 
 

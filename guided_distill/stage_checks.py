@@ -1,0 +1,64 @@
+"""What is asked of a stage's folder, and of its teacher's, before anything is trained there."""
+
+from guided_distill import settings
+from guided_distill.errors import UserError
+
+
+def check_settings(stage, folder, source):
+    """Refuses a folder begun with another config or data set."""
+    if folder.origin is None:
+        return
+    differences = settings.differing_keys(folder.origin["config"], stage.settings)
+    if differences:
+        raise UserError(
+            f"{folder.path} holds a run of another config ({'; '.join(differences)}): "
+            "take another --workdir, or the config it was begun with"
+        )
+    if folder.origin["data_sha256"] != source.sha256:
+        raise UserError(
+            f"{folder.path} was trained on other data than {source.name} holds now: "
+            "take another --workdir"
+        )
+
+
+def check_parent(folder, teacher):
+    """Refuses a folder begun with another teacher."""
+    teacher_record = teacher.record if teacher else None
+    if folder.origin is None or teacher_record is None:
+        return
+    if folder.origin["parent_sha256"] != teacher_record["params_sha256"]:
+        raise UserError(
+            f"{folder.path} was distilled from another teacher than {teacher.path}: take "
+            "another --workdir, or remove that folder to distill it anew"
+        )
+
+
+def check_teacher(stage, record, folder):
+    """Refuses a teacher that cannot teach this stage."""
+    wants = {"teacher"}
+    if stage.kind == "step_two":
+        wants = {"teacher" if stage.algorithm == "two_student" else "step_one", "step_two"}
+    if record["stage"] not in wants:
+        raise UserError(
+            f"{stage.title} is distilled from {' or '.join(sorted(wants))}, "
+            f"but {folder.path} holds {record['stage']}"
+        )
+    if record["stage"] == "step_two" and record["num_steps"] != stage.factor * stage.num_steps:
+        raise UserError(
+            f"a student of {stage.num_steps} steps needs a teacher of "
+            f"{stage.factor * stage.num_steps}, but {folder.path} has {record['num_steps']}"
+        )
+    if record["stage"] == "step_two" and record["algorithm"] != stage.algorithm:
+        raise UserError(
+            f"{stage.title} needs a teacher distilled by the same algorithm, "
+            f"but {folder.path} is {record['algorithm']}"
+        )
+    if record["w_range"] is not None and tuple(record["w_range"]) != stage.w_range:
+        raise UserError(
+            f"{stage.title} learns w in {list(stage.w_range)}, "
+            f"but {folder.path} knows w in {record['w_range']}"
+        )
+    for key in ("schedule", "model"):
+        differences = settings.differing_keys(record["config"][key], stage.settings[key])
+        if differences:
+            raise UserError(f"{folder.path} has another {key}: {'; '.join(differences)}")
