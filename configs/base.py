@@ -65,7 +65,7 @@ def get_config():
     config.step_one.ema_decay = 0.9999
     config.step_one.loss = "snr"
 
-    # What is distilled, in this order, from the step-one model or (two_student, single_w) the teacher:
+    # What is distilled, in this order, from step one or (two_student, single_w) from the teacher:
     #   deterministic  Algorithm 2, for the DDIM sampler         step_two/deterministic/<N>
     #   stochastic     Algorithm 3, for the stochastic sampler   step_two/stochastic/<N>
     #   encoder        Algorithm 4, from pictures to noise       step_two/encoder/<N>
@@ -108,6 +108,7 @@ def get_config():
     config.evaluation.ancestral_mix = 0.3  # log-variance: 0 = posterior's, 1 = forward step's
     config.evaluation.translations = ()  # (source label, target label) pairs, for an encoder
     config.evaluation.translation_num_steps = 16  # N of encoder and decoder
+    config.evaluation.paper_report = False  # end a run with the paper's tables and figures
     config.evaluation.num_samples = 50_000  # per row of the table
     config.evaluation.batch_size = 256  # samples per call
     config.evaluation.seed = 1_000  # of the noise that every model starts from

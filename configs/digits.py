@@ -2,7 +2,7 @@
 
     python -m guided_distill.main --config=configs/digits.py --workdir=/tmp/digits
 
-Variants, all but the first three into the same workdir if you like (what they share is trained once):
+Variants; all but the first three may share a workdir, and what they share is trained once:
 
   :smoke        every stage, small, in under 100 s
   :full         from 1024 DDIM steps, every N evaluated, as the paper does
@@ -83,6 +83,7 @@ def get_config(variant=""):
 
     if variant == "paper":
         config.evaluation.baselines = ("ddim", "ancestral")
+        config.evaluation.paper_report = True
     if variant == "factor4":
         config.step_two.rounds = base["rounds_down"](
             256, num_updates=600, last_updates=2_200, learning_rate=1e-3, factor=4
@@ -107,9 +108,7 @@ def rounds(start_steps):
     """
     few_steps = {16: (600, 3e-4), 8: (1_500, 5e-4), 4: (2_200, 1e-3), 2: (1_800, 1e-3)}
     few_steps[1] = (2_200, 1e-3)
-    halved = base["rounds_down"](
-        start_steps, num_updates=200, last_updates=200, learning_rate=2e-4
-    )
+    halved = base["rounds_down"](start_steps, num_updates=200, last_updates=200, learning_rate=2e-4)
     for one_round in halved:
         if one_round.num_steps in few_steps:
             one_round.num_updates, one_round.learning_rate = few_steps[one_round.num_steps]

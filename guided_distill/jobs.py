@@ -13,6 +13,12 @@ from guided_distill.evaluation.evaluate import STUDENT_MODELS, Evaluation, list_
 from guided_distill.evaluation.generate import Samplers
 from guided_distill.evaluation.pictures import grid, save_grid
 from guided_distill.evaluation.report import terminal_summary, write_report
+from guided_distill.evaluation.translation import (
+    can_translate,
+    list_coders,
+    measure_translation,
+    pictures_of_pairs,
+)
 from guided_distill.pipeline import Trainer
 from guided_distill.stages import (
     find_stages,
@@ -39,6 +45,9 @@ def train(config, workdir, *, stage_name="", teacher=""):
       stage_name: one stage alone, without evaluation; '' means all.
       teacher: folder of a finished stage, in any workdir, that the first stage trained learns
         from; the stages up to its kind are left out.
+
+    Returns:
+      Whether anything was trained or evaluated.
     """
     workdir = pathlib.Path(workdir)
     settings.check_devices(config, jax.device_count())
@@ -54,10 +63,11 @@ def train(config, workdir, *, stage_name="", teacher=""):
     trained = trainer.run(stages, teacher_folder)
     if stage_name:
         say(f"{stage_name}: {'finished' if trained else 'was finished before'}: {workdir}")
-        return
+        return bool(trained)
     evaluated = evaluate(config, workdir, samplers)
     if not trained and not evaluated:
         say(f"this run is finished: {workdir / 'report' / 'report.md'}")
+    return bool(trained or evaluated)
 
 
 def evaluate(config, workdir, samplers=None):
@@ -100,11 +110,27 @@ def evaluate(config, workdir, samplers=None):
         seed=config.evaluation.seed,
     )
     rows, pictures = comparison.run(contenders, config.evaluation.w)
+    translations = evaluate_translation(config, stages, samplers, extractor, test_source)
     provenance |= describe(config, records, extractor, train_source, test_source)
-    write_report(folder, rows, pictures, provenance)
-    print(terminal_summary(rows, provenance))
+    write_report(folder, rows, pictures, translations, provenance)
+    print(terminal_summary(rows, translations, provenance))
     say(f"report: {folder / 'report.md'}")
     return True
+
+
+def evaluate_translation(config, stages, samplers, extractor, test_source):
+    """Rows of `measure_translation` on held-out pictures; none without an encoder."""
+    num_steps = config.evaluation.translation_num_steps
+    if not config.evaluation.translations or not can_translate(stages, num_steps):
+        return []
+    rows, _ = measure_translation(
+        list_coders(stages, samplers, num_steps=num_steps, seed=config.evaluation.seed),
+        *pictures_of_pairs(test_source, config.evaluation.translations),
+        encoder_w=config.w_range[0],
+        weights=config.evaluation.w,
+        extractor=extractor,
+    )
+    return rows
 
 
 def check_evaluation(config, workdir, stages):

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 from guided_distill.errors import UserError, nearest
 from guided_distill.training.loop import Interrupted
 
-MODES = ("train", "sample", "evaluate")
+MODES = ("train", "sample", "evaluate", "translate", "report")
 EXIT_USER_ERROR = 1
 SIGINT_EXIT = 130
 
@@ -20,26 +20,55 @@ _CONFIG = config_flags.DEFINE_config_file(
     None,
     "Config file, such as configs/digits.py or configs/digits.py:smoke. Keys are overridden with "
     "--config.step_one.learning_rate=1e-4 or --config.step_two.rounds[0].num_updates=100. "
-    "sample and evaluate take the workdir's own config where none is given.",
+    "All modes but train take the workdir's own config where none is given.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; the same command resumes it.")
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 _STAGE = flags.DEFINE_string(
     "stage",
     "",
-    "train: one stage alone (teacher, step_one, step_two, or one round such as step_two/0064). "
-    "sample: the model to draw from (teacher, step_one; default: the student of --num_steps).",
+    "train: one stage alone (teacher, step_one), a distillation (step_two/stochastic) or one "
+    "round (step_two/0064). sample: the model to draw from (teacher, step_one, "
+    "step_two/stochastic, single_w/1; default: the deterministic student of --num_steps).",
 )
 _TEACHER = flags.DEFINE_string(
     "teacher", "", "train: folder of a finished stage, in any workdir, to distill from."
 )
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 4, "sample: N, the number of sampling steps.")
-_W = flags.DEFINE_list("w", ["1"], "sample: guidance weights, comma-separated; 0 is unguided.")
+_NUM_STEPS = flags.DEFINE_integer(
+    "num_steps",
+    None,
+    "sample: N, the number of sampling steps (default 4). translate: N of encoder and decoder "
+    "(default: the fewest that both have).",
+)
+_W = flags.DEFINE_list(
+    "w", ["1"], "sample, translate: guidance weights, comma-separated; 0 is unguided."
+)
+_SAMPLER = flags.DEFINE_enum(
+    "sampler",
+    "",
+    ("", "ddim", "stochastic", "ancestral"),
+    "sample: the sampler; default: the one that the model was made for.",
+)
+_FORCE = flags.DEFINE_boolean(
+    "force", False, "sample: take --sampler though the model was not made for it."
+)
+_SOURCE_LABEL = flags.DEFINE_integer("source_label", None, "translate: class of the pictures.")
+_TARGET_LABEL = flags.DEFINE_integer("target_label", None, "translate: class to make of them.")
+_ENCODER_W = flags.DEFINE_float("encoder_w", 0.0, "translate: guidance weight of the encoder.")
+_IMAGES = flags.DEFINE_list(
+    "images", [], "translate: picture files or folders; default: the data set's held-out pictures."
+)
 _LABELS = flags.DEFINE_list("labels", [], "sample: classes to cycle through; default: all.")
-_N = flags.DEFINE_integer("n", 64, "sample: number of samples, over all weights.")
-_SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the noise.")
-_OUT = flags.DEFINE_string("out", "", "sample: a picture (grid.png) or arrays (samples.npz).")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "sample: samples per compiled call.")
+_N = flags.DEFINE_integer(
+    "n", 64, "sample: number of samples, over all weights. translate: of pictures."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "sample, translate: seed of the noise.")
+_OUT = flags.DEFINE_string(
+    "out", "", "sample: a picture (grid.png) or arrays (samples.npz). translate: the figure."
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 256, "sample, translate: pictures per compiled call."
+)
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
     os.path.join("~", ".cache", "guided_distill"),
@@ -67,36 +96,100 @@ def main(argv):
 
 def run_mode():
     """Calls the job of `--mode` with its flags."""
-    # Imported once the flags are known to be right: this takes seconds.
-    from guided_distill import jobs, settings
-    from guided_distill.sample import sample
-
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: name the run's folder")
-    workdir = pathlib.Path(_WORKDIR.value).expanduser()
-    if _MODE.value == "sample":
-        sample(
-            workdir,
-            stage=_STAGE.value,
-            num_steps=_NUM_STEPS.value,
-            weights=[to_number(w, float, "--w") for w in _W.value],
-            labels=[to_number(label, int, "--labels") for label in _LABELS.value],
-            n=_N.value,
-            seed=_SEED.value,
-            out=_OUT.value,
-            batch_size=_BATCH_SIZE.value,
-        )
-        return
+    workdirs = [pathlib.Path(_WORKDIR.value).expanduser()]
+    if _MODE.value == "report":
+        workdirs = [pathlib.Path(path).expanduser() for path in _WORKDIR.value.split(",") if path]
+    run = {
+        "train": run_train,
+        "sample": run_sample,
+        "evaluate": run_evaluate,
+        "translate": run_translate,
+        "report": run_report,
+    }[_MODE.value]
+    run(*workdirs)
+
+
+# The jobs are imported once the flags are known to be right: this takes seconds.
+
+
+def run_train(workdir):
+    from guided_distill import jobs
+    from guided_distill.paper import report
+
+    config = checked_config()
+    trained = jobs.train(config, workdir, stage_name=_STAGE.value, teacher=_TEACHER.value)
+    if trained and config.evaluation.paper_report and not _STAGE.value:
+        report([workdir])
+
+
+def run_evaluate(workdir):
+    from guided_distill import jobs
+
+    if not jobs.evaluate(checked_config(workdir), workdir):
+        print(f"evaluated before: {workdir / 'report' / 'report.md'}")
+
+
+def run_report(*workdirs):
+    from guided_distill.paper import report
+
+    report(workdirs)
+
+
+def run_sample(workdir):
+    from guided_distill.sample import sample
+
+    sample(
+        workdir,
+        stage=_STAGE.value,
+        num_steps=4 if _NUM_STEPS.value is None else _NUM_STEPS.value,
+        weights=weights(),
+        labels=[to_number(label, int, "--labels") for label in _LABELS.value],
+        n=_N.value,
+        seed=_SEED.value,
+        out=_OUT.value,
+        batch_size=_BATCH_SIZE.value,
+        sampler=_SAMPLER.value,
+        force=_FORCE.value,
+    )
+
+
+def run_translate(workdir):
+    from guided_distill.translate import translate
+
+    translate(
+        checked_config(workdir),
+        workdir,
+        source_label=_SOURCE_LABEL.value,
+        target_label=_TARGET_LABEL.value,
+        encoder_w=_ENCODER_W.value,
+        weights=weights(),
+        num_steps=_NUM_STEPS.value,
+        images=_IMAGES.value,
+        n=_N.value,
+        seed=_SEED.value,
+        out=_OUT.value,
+        batch_size=_BATCH_SIZE.value,
+    )
+
+
+def checked_config(workdir=None):
+    """The config of `--config`, else the one that `workdir` was trained with."""
+    from guided_distill import jobs, settings
+
     config = _CONFIG.value
-    if config is None and _MODE.value == "evaluate":
+    if config is None and workdir is not None:
         config = jobs.load_config(workdir)
     if config is None:
         raise UserError("--config is missing: name a config file, such as configs/digits.py")
     settings.check_config(config)
-    if _MODE.value == "train":
-        jobs.train(config, workdir, stage_name=_STAGE.value, teacher=_TEACHER.value)
-    elif not jobs.evaluate(config, workdir):
-        print(f"evaluated before: {workdir / 'report' / 'report.md'}")
+    return config
+
+
+def weights():
+    """The numbers of `--w`."""
+    return [to_number(w, float, "--w") for w in _W.value]
 
 
 def to_number(text, kind, flag):

@@ -109,15 +109,13 @@ def choose_stage(workdir, stage, num_steps):
     if stage in CONTINUOUS:
         return StageFolder(pathlib.Path(workdir, stage))
     families = find_students(workdir)
-    of_default = [family for family in families if FITTING_SAMPLERS[family.split("/")[-1]]]
-    meant = {
-        "": of_default,
-        "step_two": of_default,
-        stage.rstrip("/"): [f for f in families if f.startswith(stage.rstrip("/"))],
-    }[stage.rstrip("/")]
-    if not meant and stage not in ("", "step_two"):
-        known = [*CONTINUOUS, *families]
-        raise UserError(f"--stage={stage} is none of {', '.join(known)}{nearest(stage, known)}")
+    if stage in ("", "step_two"):
+        meant = [family for family in families if FITTING_SAMPLERS[pathlib.Path(family).name]]
+    else:
+        meant = [family for family in families if f"{family}/".startswith(f"{stage}/")]
+        if not meant:
+            known = [*CONTINUOUS, *families]
+            raise UserError(f"--stage={stage} is none of {', '.join(known)}{nearest(stage, known)}")
     students = families[meant[0]] if meant else {}
     settings.check_distilled(num_steps, list(students), what="--num_steps")
     return students[num_steps]

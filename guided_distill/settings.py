@@ -132,6 +132,7 @@ RULES = {
         min_length=0,
     ),
     "evaluation.translation_num_steps": COUNT,
+    "evaluation.paper_report": Rule(lambda v: isinstance(v, bool), "True or False"),
     "evaluation.num_samples": integer(2),
     "evaluation.batch_size": COUNT,
     "evaluation.seed": integer(0),

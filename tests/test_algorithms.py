@@ -12,6 +12,7 @@ from guided_distill.diffusion.guidance import guide
 from guided_distill.diffusion.parameterization import eps_from_x, v_from_x
 from guided_distill.diffusion.schedule import cosine_logsnr
 from guided_distill.distill.algorithms import (
+    ROUND_LOSSES,
     add_noise,
     ddim_target,
     draw_index,
@@ -19,7 +20,9 @@ from guided_distill.distill.algorithms import (
     split_keys,
     step_one_loss,
     step_two_loss,
+    stochastic_loss,
     teacher_loss,
+    two_student_loss,
 )
 from guided_distill.distill.losses import LOSS_WEIGHTS, weighted_mse
 
@@ -40,6 +43,11 @@ def curved(z, logsnr, w):
     """A denoiser without structure to hide behind: nonlinear in z, λ and w."""
     shape = (-1, 1, 1, 1)
     return jnp.tanh(z + 0.3 * jnp.sin(logsnr).reshape(shape) + 0.1 * w.reshape(shape) * z**2)
+
+
+def plain(z, logsnr, w):
+    """Another denoiser, unlike `curved`."""
+    return 0.5 * jnp.tanh(z)
 
 
 @pytest.mark.parametrize(
@@ -178,51 +186,136 @@ def test_target_refuses_times_that_do_not_fit_its_denoisers(noise):
         ddim_target((curved, curved), noise, jnp.zeros(16), (jnp.ones(16),) * 2, cosine_logsnr)
 
 
-def test_step_two_visits_its_own_grid_and_the_teachers_mid_points(keys, noise):
-    num_steps, student_calls, teacher_calls = 8, [], []
-    step_two_loss(
+# What the paper's lines t, t′, t″ say of each algorithm, times N, with `factor` sub-steps.
+JUMPS = {
+    "deterministic": lambda i, factor: [i - k / factor for k in range(factor + 1)],
+    "stochastic": lambda i, factor: [max(i - 2 * k / factor, 0) for k in range(factor + 1)],
+    "encoder": lambda i, factor: [i + k / factor for k in range(factor + 1)],
+}
+
+
+def starts(algorithm, num_steps):
+    """i of t = i/N."""
+    return np.arange(num_steps) + (0 if algorithm == "encoder" else 1)
+
+
+def round_kwargs(num_steps, **kwargs):
+    return dict(
+        num_steps=num_steps, w_range=W_RANGE,
+        logsnr_fn=cosine_logsnr, loss_weight=LOSS_WEIGHTS["snr_trunc"],
+    ) | kwargs  # fmt: skip
+
+
+def start_of(logsnr, algorithm, num_steps):
+    """Which i each example's student was called at; fails off the grid."""
+    i = starts(algorithm, num_steps)
+    distance = np.abs(np.asarray(cosine_logsnr(i / num_steps))[None] - np.asarray(logsnr)[:, None])
+    assert distance.min(axis=1).max() < 1e-4
+    return i[distance.argmin(axis=1)]
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("algorithm", list(JUMPS))
+def test_rounds_visit_the_students_grid_and_the_teachers_sub_steps(keys, noise, algorithm, factor):
+    num_steps, student_calls, teacher_calls = 4, [], []
+    ROUND_LOSSES[algorithm](
         recording(curved, student_calls), recording(curved, teacher_calls), noise, keys,
-        num_steps=np.int32(num_steps), w_range=W_RANGE,
-        logsnr_fn=cosine_logsnr, loss_weight=LOSS_WEIGHTS["x"],
+        **round_kwargs(np.int32(num_steps), factor=factor),
     )  # fmt: skip
-    on_grid = np.asarray(cosine_logsnr(jnp.arange(1, num_steps + 1) / num_steps))
-    mid_points = np.asarray(cosine_logsnr((jnp.arange(num_steps) + 0.5) / num_steps))
-    start = np.abs(on_grid[None] - np.asarray(student_calls[0][1])[:, None])
-    middle = np.abs(mid_points[None] - np.asarray(teacher_calls[1][1])[:, None])
-    assert start.min(axis=1).max() < 1e-4 and middle.min(axis=1).max() < 1e-4
-    assert_array_equal(start.argmin(axis=1), middle.argmin(axis=1))
+    assert len(student_calls) == 1 and len(teacher_calls) == factor
+    i = start_of(student_calls[0][1], algorithm, num_steps)
+    assert set(i) == set(starts(algorithm, num_steps))
     assert_array_equal(student_calls[0][0], teacher_calls[0][0])
+    for k, (_, logsnr, w) in enumerate(teacher_calls):
+        t = jnp.array([JUMPS[algorithm](one, factor)[k] for one in i]) / num_steps
+        assert_allclose(logsnr, cosine_logsnr(t), atol=1e-4)
+        assert_array_equal(w, student_calls[0][2])
 
 
-def test_step_two_is_solved_by_the_exact_jump(keys, noise):
-    """A student that predicts the teacher's own two-step target has no loss."""
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("algorithm", list(JUMPS))
+def test_rounds_are_solved_by_the_exact_jump(keys, noise, algorithm, factor):
+    """A student that goes in ONE step where the teacher's sub-steps lead has no loss."""
     num_steps = 4
 
     def jump(z, logsnr, w):
-        grid = jnp.arange(1, num_steps + 1) / num_steps
-        nearest = jnp.abs(cosine_logsnr(grid)[None] - logsnr[:, None]).argmin(axis=1)
-        t = grid[nearest]
-        times = (t, t - 0.5 / num_steps, t - 1 / num_steps)
-        return ddim_target((curved, curved), z, w, times, cosine_logsnr)
+        i = start_of(logsnr, algorithm, num_steps)
+        times = jnp.array([JUMPS[algorithm](one, factor) for one in i]).T / num_steps
+        return ddim_target((curved,) * factor, z, w, list(times), cosine_logsnr)
 
-    kwargs = dict(
-        num_steps=num_steps, w_range=W_RANGE,
-        logsnr_fn=cosine_logsnr, loss_weight=LOSS_WEIGHTS["snr_trunc"],
-    )  # fmt: skip
-    assert step_two_loss(jump, curved, noise, keys, **kwargs).max() < 1e-6
-    assert step_two_loss(curved, curved, noise, keys, **kwargs).max() > 1e-4
+    loss = ROUND_LOSSES[algorithm]
+    kwargs = round_kwargs(num_steps, factor=factor)
+    # At t = 0 the encoder's weight is e^20: what float32 leaves of an exact x̂ is seen there.
+    assert loss(jump, curved, noise, keys, **kwargs).max() < 1e-4
+    assert loss(curved, curved, noise, keys, **kwargs).mean() > 1e-2
 
 
-@pytest.mark.parametrize("which", ["one", "two"])
+@pytest.mark.parametrize("algorithm", list(JUMPS))
+def test_a_constant_teacher_gives_that_constant(keys, noise, algorithm):
+    loss = ROUND_LOSSES[algorithm]
+    kwargs = round_kwargs(8, loss_weight=LOSS_WEIGHTS["x"])
+    same, other = constant_denoiser(0.3), constant_denoiser(0.5)
+    assert_allclose(loss(same, same, noise, keys, **kwargs), 0.0, atol=1e-9)
+    assert_allclose(loss(other, same, noise, keys, **kwargs), 0.04, rtol=1e-3)
+
+
+def test_stochastic_at_the_last_step_is_one_teacher_step_to_zero(keys, noise):
+    """The paper's else-case, t = 1/N: x̃ is the teacher's own prediction there."""
+    num_steps, student_calls = 4, []
+    student = recording(curved, student_calls)
+    kwargs = round_kwargs(num_steps, loss_weight=LOSS_WEIGHTS["x"])
+    loss = stochastic_loss(student, curved, noise, keys, **kwargs)
+    last = start_of(student_calls[0][1], "stochastic", num_steps) == 1
+    assert last.any() and not last.all()
+    assert np.max(loss[last]) < 1e-9 and np.min(loss[~last]) > 1e-4
+    assert stochastic_loss(curved, curved, noise, keys, **round_kwargs(1)).max() < 1e-9
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_two_equal_halves_learn_twice_what_one_learns(keys, noise, factor):
+    """With x̂_c = x̂ the guided teacher is that same model, for every w."""
+    kwargs = round_kwargs(4, factor=factor)
+    pair = two_student_loss((plain, plain), (curved, curved), noise, keys, **kwargs)
+    alone = step_two_loss(plain, curved, noise, keys, **kwargs)
+    assert_allclose(pair, 2 * alone, rtol=1e-4)
+
+
+def test_two_students_learn_the_halves_of_the_last_sub_step(keys, noise):
+    """The first sub-step is guided, the second is each half's own."""
+    num_steps, student_calls, cond_calls, uncond_calls = 4, [], [], []
+    cond, uncond = curved, gaussian_denoiser(0.5)
+    targets = []
+
+    def solve(half, z, logsnr, w):
+        i = start_of(logsnr, "deterministic", num_steps)
+        times = [jnp.asarray(i - k / 2) / num_steps for k in range(3)]
+        guided = lambda z, logsnr, w: guide(cond(z, logsnr, w), uncond(z, logsnr, w), w)  # noqa: E731
+        targets.append(ddim_target((guided, half), z, w, times, cosine_logsnr))
+        return targets[-1]
+
+    student = tuple(
+        recording(lambda *call, half=half: solve(half, *call), student_calls)
+        for half in (cond, uncond)
+    )
+    teacher = (recording(cond, cond_calls), recording(uncond, uncond_calls))
+    loss = two_student_loss(student, teacher, noise, keys, **round_kwargs(num_steps))
+    assert loss.max() < 1e-6 and np.abs(targets[0] - targets[1]).max() > 1e-2
+    assert len(student_calls) == len(cond_calls) == len(uncond_calls) == 2
+    swapped = two_student_loss(student[::-1], teacher, noise, keys, **round_kwargs(num_steps))
+    assert swapped.mean() > 1e-2
+
+
+@pytest.mark.parametrize("which", ["step_one", *ROUND_LOSSES])
 def test_no_gradient_reaches_the_teacher(keys, noise, which):
     def scaled(scale):
-        return lambda z, logsnr, w: scale * curved(z, logsnr, w)
+        one = lambda z, logsnr, w: scale * curved(z, logsnr, w)  # noqa: E731
+        return (one, one) if which == "two_student" else one
 
     def loss(student_scale, teacher_scale):
         kwargs = dict(w_range=W_RANGE, logsnr_fn=cosine_logsnr, loss_weight=LOSS_WEIGHTS["v"])
-        if which == "two":
+        if which != "step_one":
             kwargs["num_steps"] = 4
-        losses = {"one": step_one_loss, "two": step_two_loss}[which]
+        losses = {"step_one": step_one_loss, **ROUND_LOSSES}[which]
         return losses(scaled(student_scale), scaled(teacher_scale), noise, keys, **kwargs).mean()
 
     to_student, to_teacher = jax.grad(loss, argnums=(0, 1))(0.7, 1.2)

@@ -2,29 +2,34 @@
 
 import pathlib
 
-from guided_distill.evaluation.pictures import (
-    save_distance_by_calls,
-    save_strips,
-    save_trade_off,
-)
+from guided_distill.evaluation.curves import save_distance_by_calls, save_trade_off
+from guided_distill.evaluation.pictures import save_strips
 from guided_distill.training.checkpoint import write_json
 
 MODEL_NAMES = {
     "teacher": "full teacher",
     "step_one": "step one",
-    "ddim": "guided DDIM",
     "student": "student",
+    "stochastic": "stochastic student",
+    "single_w": "single-w student",
+    "two_student": "two students",
+    "ddim": "guided DDIM",
+    "ancestral": "guided DDPM",
 }
+REFERENCES = ("teacher", "step_one")
+BASELINES = ("ddim", "ancestral")
+PAIRS = ("teacher", "two_student", *BASELINES)  # two network calls per step
 STRIP_LENGTH = 10
 
 
-def write_report(folder, rows, pictures, provenance):
+def write_report(folder, rows, pictures, translations, provenance):
     """Writes the report into `folder`.
 
     Args:
       folder: `report/` of the workdir.
       rows: rows of `Evaluation.run`.
       pictures: pictures of `Evaluation.run`.
+      translations: rows of `measure_translation`, empty without an encoder.
       provenance: what the numbers rest on, plain JSON.
     """
     folder = pathlib.Path(folder)
@@ -35,80 +40,96 @@ def write_report(folder, rows, pictures, provenance):
     save_strips(folder / "comparison.png", compared, "The same noise through every model")
     dial = dial_blocks(pictures)
     save_strips(folder / "student.png", dial, "One student family: guidance weight by steps")
-    (folder / "report.md").write_text(render_markdown(rows, provenance))
-    write_json(folder / "results.json", {"provenance": provenance, "rows": rows})
+    (folder / "report.md").write_text(render_markdown(rows, translations, provenance))
+    results = {"provenance": provenance, "rows": rows, "translations": translations}
+    write_json(folder / "results.json", results)
+
+
+def main_model(models):
+    """The distilled model that a report is about: the student, or what there is in its place."""
+    distilled = [m for m in MODEL_NAMES if m not in REFERENCES + BASELINES]
+    return next(model for model in distilled if model in models)
 
 
 def comparison_blocks(pictures):
-    """One block per w: the full teacher, then DDIM and student at the largest and fewest N."""
-    distilled = sorted({steps for model, steps, _ in pictures if model == "student"})
+    """One block per w: the full teacher, then DDIM and student at a middle N and the fewest."""
+    student = main_model({model for model, _, _ in pictures})
+    distilled = sorted({steps for model, steps, _ in pictures if model == student})
     shown = sorted({distilled[len(distilled) // 2], distilled[0]}, reverse=True)
+    wanted = [("ddim", steps) for steps in shown] + [(student, steps) for steps in shown]
     blocks = {}
     for w in sorted({w for _, _, w in pictures}):
         full_steps = next(steps for model, steps, _ in pictures if model == "teacher")
-        block = {calls_label("teacher", full_steps): pictures["teacher", full_steps, w]}
-        for model in ("ddim", "student"):
-            for steps in shown:
-                block[calls_label(model, steps)] = pictures[model, steps, w]
-        blocks[f"w = {w:g}"] = {name: x[:STRIP_LENGTH] for name, x in block.items()}
+        block = {
+            calls_label(model, steps): pictures[model, steps, w][:STRIP_LENGTH]
+            for model, steps in [("teacher", full_steps), *wanted]
+            if (model, steps, w) in pictures
+        }
+        blocks[f"w = {w:g}"] = block
     return blocks
 
 
-def dial_blocks(pictures):
-    """One block per N of the students, one strip per w."""
-    distilled = sorted({steps for model, steps, _ in pictures if model == "student"})
-    weights = sorted({w for _, _, w in pictures})
-    return {
-        f"N = {steps}": {
-            f"w = {w:g}": pictures["student", steps, w][:STRIP_LENGTH] for w in weights
-        }
-        for steps in distilled
-    }
+def dial_blocks(pictures, model=None):
+    """One block per N of a model, one strip per w."""
+    model = model or main_model({model for model, _, _ in pictures})
+    blocks = {}
+    for name, steps, w in sorted(pictures, key=lambda key: key[1:]):
+        if name == model:
+            strips = blocks.setdefault(f"N = {steps}", {})
+            strips[f"w = {w:g}"] = pictures[name, steps, w][:STRIP_LENGTH]
+    return blocks
 
 
 def calls_label(model, num_steps):
     """'student, 4 calls'."""
-    calls = num_steps * (2 if model in ("teacher", "ddim") else 1)
+    calls = num_steps * (2 if model in PAIRS else 1)
     return f"{MODEL_NAMES[model]}, {calls} call{'s' if calls > 1 else ''}"
 
 
 def table(rows, metric, digits):
     """A Markdown table of one metric: a line per model and N, a column per w.
 
-    The best of the few-call models (students and guided DDIM) in each column is bold.
+    The best of the few-call models (all but the references) in each column is bold.
     """
     weights = sorted({row["w"] for row in rows})
     lines = {}
     for row in rows:
         lines.setdefault((row["model"], row["num_steps"]), {})[row["w"]] = row
-    lowest = metric != "accuracy" and metric != "is"
+    lowest = metric not in ("accuracy", "is")
     best = {}
     for w in weights:
-        few = [r[metric] for r in rows if r["w"] == w and r["model"] in ("ddim", "student")]
+        few = [r[metric] for r in rows if r["w"] == w and r["model"] not in REFERENCES]
         best[w] = min(few) if lowest else max(few)
 
     def cell(row):
+        if row is None:
+            return ""
         text = f"{row[metric]:.{digits}f}"
-        is_best = row["model"] in ("ddim", "student") and row[metric] == best[row["w"]]
+        is_best = row["model"] not in REFERENCES and row[metric] == best[row["w"]]
         return f"**{text}**" if is_best else text
 
     body = []
     for (model, num_steps), by_w in sorted(lines.items(), key=lambda item: line_order(*item[0])):
         calls = next(iter(by_w.values()))["network_calls"]
         name = [MODEL_NAMES[model], str(num_steps), str(calls)]
-        body.append(name + [cell(by_w[w]) for w in weights])
+        body.append(name + [cell(by_w.get(w)) for w in weights])
     header = ["model", "N", "calls"] + [f"w = {w:g}" for w in weights]
     return align([header, *body])
 
 
+def same_noise(rows):
+    """The rows of samplers that draw no noise on the way: their samples can be compared."""
+    return [row for row in rows if row["sampler"] == "ddim"]
+
+
 def line_order(model, num_steps):
-    """Full teacher, step one, students, then DDIM, each from many steps to few."""
-    return (("teacher", "step_one", "student", "ddim").index(model), -num_steps)
+    """References, students, then baselines, each from many steps to few."""
+    return (list(MODEL_NAMES).index(model), -num_steps)
 
 
 def align(cells):
     """A Markdown table whose columns line up in a terminal; the first row is the header."""
-    widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
+    widths = [max(3, *(len(row[k]) for row in cells)) for k in range(len(cells[0]))]
     rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
     rows = [cells[0], rule, *cells[1:]]
     return "\n".join(
@@ -140,9 +161,32 @@ def speed_table(rows):
     return align([["model", "N", "calls", "images/s", "speed-up"], *body])
 
 
-def terminal_summary(rows, provenance):
+def translation_table(rows):
+    """A Markdown table of the rows of `measure_translation`."""
+    header = [
+        "encoder and decoder", "N each", "calls", "w", "seen as the target",
+        "RMSE to source", "of fresh noise", "round trip",
+    ]  # fmt: skip
+    body = [
+        [
+            row["system"],
+            str(row["num_steps"]),
+            str(row["network_calls"]),
+            f"{row['w']:g}",
+            f"{row['target_accuracy']:.1%}",
+            f"{row['rmse_to_source']:.3f}",
+            f"{row['rmse_of_fresh_to_source']:.3f}",
+            f"{row['round_trip_rmse']:.3f}",
+        ]
+        for row in rows
+    ]
+    return align([header, *body])
+
+
+def terminal_summary(rows, translations, provenance):
     """What a run prints at its end."""
     n = rows[0]["n"]
+    translated = ["Style transfer of held-out pictures", translation_table(translations), ""]
     return "\n".join(
         [
             "",
@@ -152,22 +196,44 @@ def terminal_summary(rows, provenance):
             table(rows, "fid", 2).replace("**", "  "),
             "",
             "Same-noise RMSE to the full teacher; lower is better",
-            table(rows, "rmse_to_teacher", 3).replace("**", "  "),
+            table(same_noise(rows), "rmse_to_teacher", 3).replace("**", "  "),
             "",
+            *(translated if translations else []),
         ]
     )
 
 
-def render_markdown(rows, provenance):
+def render_markdown(rows, translations, provenance):
     """The report as Markdown."""
     full = next(row for row in rows if row["model"] == "teacher")
-    students = [row for row in rows if row["model"] == "student"]
+    student = main_model({row["model"] for row in rows})
+    students = [row for row in rows if row["model"] == student]
     fewest = min(students, key=lambda row: row["network_calls"])
-    seconds = provenance["training_seconds"]
-    minutes = sum(seconds.values()) / 60
-    stage_lines = "\n".join(
-        f"| {name} | {provenance['updates'][name]:,} | {seconds[name]:.0f} |" for name in seconds
-    )
+    stages = provenance["stages"]
+    minutes = sum(stage["seconds"] for stage in stages.values()) / 60
+    trained = [
+        [
+            name,
+            f"{stage['updates']:,}",
+            f"{stage['evaluations'] / 1e6:,.1f}",
+            f"{stage['seconds']:.0f}",
+        ]
+        for name, stage in stages.items()
+    ]
+    to_step_one = [row for row in rows if row["rmse_to_step_one"] is not None]
+    step_one_part = f"""
+The same from the step-one model at {full["num_steps"]} steps, which is what step two distills:
+
+{table(to_step_one, "rmse_to_step_one", 3)}
+"""
+    translation_part = f"""
+## Style transfer
+
+Held-out pictures, encoded with their own class and decoded with another; the round trip decodes
+with their own.
+
+{translation_table(translations)}
+"""
     return f"""# {provenance["data"]}: distilled guided diffusion
 
 A guided teacher that needs {full["network_calls"]} network calls for a picture, distilled into
@@ -197,12 +263,8 @@ better; bold marks the best of the few-call models.
 
 Root mean square difference of samples from the same noise and label, pictures in [-1, 1].
 
-{table(rows, "rmse_to_teacher", 3)}
-
-The same from the step-one model at {full["num_steps"]} steps, which is what step two distills:
-
-{table(students, "rmse_to_step_one", 3)}
-
+{table(same_noise(rows), "rmse_to_teacher", 3)}
+{step_one_part if to_step_one else ""}
 ## Class accuracy and inception score
 
 Share of samples that the classifier gives the class that was asked for:
@@ -213,6 +275,7 @@ exp E[KL(p(y|x) ‖ p(y))] of the same classifier, over all n samples:
 
 {table(rows, "is", 2)}
 
+{translation_part if translations else ""}
 ## Speed
 
 Measured in this run, compilation left out, batches of {provenance["batch_size"]}.
@@ -225,9 +288,9 @@ Measured in this run, compilation left out, batches of {provenance["batch_size"]
 
 ## What it took
 
-| stage | updates | seconds |
-| --- | ---: | ---: |
-{stage_lines}
+{align([["stage", "updates", "million network evaluations", "seconds"], *trained])}
+
+A forward pass of one example is one evaluation, forward and backward are three.
 
 Provenance (seeds, hashes of data and parameters) stands in [results.json](results.json).
 """

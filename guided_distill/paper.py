@@ -1,0 +1,80 @@
+"""The job `report`: the paper's tables and figures from one or several workdirs."""
+
+import pathlib
+
+from guided_distill import jobs
+from guided_distill.data.sources import load_source
+from guided_distill.evaluation.paper_figures import FigureMaker
+from guided_distill.evaluation.paper_report import Run, write_paper_report
+from guided_distill.evaluation.pictures import save_strips
+from guided_distill.evaluation.translation import (
+    SHOWN,
+    list_coders,
+    pictures_of_pairs,
+    translate_pictures,
+    translation_blocks,
+)
+from guided_distill.stages import find_stages
+from guided_distill.training.checkpoint import read_json
+from guided_distill.training.progress import say
+
+TRANSLATIONS_SHOWN = 3
+
+
+def report(workdirs):
+    """Writes `report/paper.md` into the first workdir; evaluates what is not evaluated yet.
+
+    Args:
+      workdirs: of runs on one data set.
+
+    Raises:
+      UserError: where a workdir holds no run or no student.
+    """
+    workdirs = [pathlib.Path(workdir) for workdir in workdirs]
+    folder = workdirs[0] / "report"
+    runs = [read_run(workdir, folder) for workdir in workdirs]
+    write_paper_report(folder, runs)
+    say(f"the paper's tables and figures: {folder / 'paper.md'}")
+
+
+def read_run(workdir, folder):
+    """One workdir's numbers, and its figures drawn into `folder`/paper/<its name>."""
+    config = jobs.load_config(workdir)
+    samplers = jobs.make_samplers(config)
+    jobs.evaluate(config, workdir, samplers)
+    results = read_json(workdir / "report" / "results.json")
+    stages = find_stages(workdir)
+    name = workdir.resolve().name
+    pictures = folder / "paper" / name
+    maker = FigureMaker(
+        stages,
+        samplers,
+        pictures,
+        num_steps=config.evaluation.num_steps,
+        weights=config.evaluation.w,
+        seed=config.evaluation.seed,
+    )
+    figures = maker.draw_all()
+    if results["translations"]:
+        figures |= draw_translations(pictures, config, stages, samplers)
+    figures = {caption: f"paper/{name}/{file}" for caption, file in figures.items()}
+    return Run(name, results["rows"], results["provenance"], results["translations"], figures)
+
+
+def draw_translations(folder, config, stages, samplers):
+    """Figures 3, 4 and 12 of the first few of `evaluation.translations`: `{caption: file name}`."""
+    test_source = load_source(config.data.name, "test")
+    num_steps = config.evaluation.translation_num_steps
+    coders = list_coders(stages, samplers, num_steps=num_steps, seed=config.evaluation.seed)
+    figures = {}
+    for old, new in config.evaluation.translations[:TRANSLATIONS_SHOWN]:
+        images, old_labels, new_labels = pictures_of_pairs(test_source, [(old, new)])
+        images, old_labels, new_labels = (a[:SHOWN] for a in (images, old_labels, new_labels))
+        translated = translate_pictures(
+            coders, images, old_labels, new_labels,
+            encoder_w=config.w_range[0], weights=config.evaluation.w,
+        )  # fmt: skip
+        file = f"translation_{old}_to_{new}.png"
+        save_strips(folder / file, translation_blocks(images, translated), f"{old} to {new}")
+        figures[f"Figures 3, 4, 12: {old} to {new}"] = file
+    return figures
