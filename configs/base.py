@@ -4,9 +4,27 @@ Each data set has a file of its own that changes what it needs:
 
     base = runpy.run_path(os.path.join(os.path.dirname(__file__), "base.py"))
     config = base["get_config"]()
+
+What is written after a colon, as in `digits.py:stochastic`, names a variant.
 """
 
 from ml_collections import ConfigDict
+
+DISTILLATIONS = {  # what each variant distils; they may share a workdir
+    "": ("deterministic",),
+    "stochastic": ("stochastic",),
+    "encoder": ("deterministic", "encoder"),  # a decoder is needed to translate
+    "two_student": ("two_student",),
+    "single_w": ("single_w",),
+    "paper": ("deterministic", "stochastic", "encoder", "two_student", "single_w"),
+}
+
+
+def check_variant(variant, known, path):
+    """Refuses a variant that a config file does not have."""
+    if variant not in known:
+        names = ", ".join(name for name in known if name)
+        raise ValueError(f"{path} has the variants {names}, not {variant!r}")
 
 
 def get_config():

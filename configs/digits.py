@@ -19,23 +19,14 @@ import runpy
 
 base = runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "base.py"))
 
-DISTILLATIONS = {
-    "stochastic": ("stochastic",),
-    "encoder": ("deterministic", "encoder"),
-    "two_student": ("two_student",),
-    "single_w": ("single_w",),
-    "paper": ("deterministic", "stochastic", "encoder", "two_student", "single_w"),
-}
-VARIANTS = ("", "smoke", "full", "factor4", *DISTILLATIONS)
+VARIANTS = ("smoke", "full", "factor4", *base["DISTILLATIONS"])
 
 
 def get_config(variant=""):
     """The digits run, or one of its variants."""
-    if variant not in VARIANTS:
-        known = ", ".join(VARIANTS[1:])
-        raise ValueError(f"configs/digits.py has the variants {known}, not {variant!r}")
+    base["check_variant"](variant, VARIANTS, "configs/digits.py")
     config = base["get_config"]()
-    config.distillations = DISTILLATIONS.get(variant, ("deterministic",))
+    config.distillations = base["DISTILLATIONS"].get(variant, ("deterministic",))
 
     config.data.name = "digits"
     config.model.width = 16
@@ -88,6 +79,7 @@ def get_config(variant=""):
         config.step_two.rounds = base["rounds_down"](
             256, num_updates=600, last_updates=2_200, learning_rate=1e-3, factor=4
         )
+        config.step_two.rounds[-1].clip_teacher = True
         config.evaluation.num_steps = (1, 4, 16)
     if variant == "full":
         config.step_two.start_steps = 1024
@@ -122,6 +114,7 @@ def make_smoke(config):
     config.teacher.num_updates = 150
     config.step_one.num_updates = 60
     config.step_two.start_steps = 32
+    config.encoder.rounds = config.two_student.rounds = ()
     config.step_two.rounds = base["rounds_down"](
         32, num_updates=20, last_updates=20, learning_rate=1e-3
     )

@@ -232,6 +232,8 @@ def check_together(config):
         )
     for w in config.evaluation.w:
         check_w(w, config.w_range, what="evaluation.w")
+    for w in config.single_w.w:
+        check_w(w, config.w_range, what="single_w.w")
     check_distillations(config)
     info = SOURCES[config.data.name]
     check_model(config.model, info.image_shape)

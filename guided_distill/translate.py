@@ -58,6 +58,7 @@ def translate(
       batch_size: pictures per compiled call.
     """
     workdir = pathlib.Path(workdir)
+    check_out(out)
     stages = find_stages(workdir)
     num_steps = choose_num_steps(workdir, stages, num_steps)
     record = stages[f"step_two/encoder/{num_steps:04d}"].record
@@ -134,6 +135,12 @@ def check_request(record, source_label, target_label, encoder_w, weights, n):
         settings.check_w(w, record["w_range"], what="--w")
     if n < 1:
         raise UserError(f"--n must be at least 1, got {n}")
+
+
+def check_out(out):
+    """Refuses a figure's path that no picture can be written to."""
+    if out and pathlib.Path(out).suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"--out={out}: take a picture's suffix, such as .png")
 
 
 def read_pictures(paths, image_shape):

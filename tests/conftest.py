@@ -1,8 +1,11 @@
 """Eight virtual devices, strict ranks, and pieces that many tests share."""
 
+import contextlib
 import json
+import logging
 import os
 import pathlib
+import re
 import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -114,3 +117,26 @@ def params_hashes(workdir, stages):
         stage: json.loads(path.read_text())["params_sha256"] if path.exists() else None
         for stage, path in paths.items()
     }
+
+
+class CompileLog(logging.Handler):
+    """Notes what JAX says it compiles, by function name."""
+
+    def __init__(self):
+        super().__init__(level=logging.DEBUG)
+        self.names = []
+
+    def emit(self, record):
+        match = re.match(r"Compiling (?:jit\()?(\w+)\)?", record.getMessage())
+        if match:
+            self.names.append(match.group(1))
+
+
+@contextlib.contextmanager
+def compilations():
+    """Within this context, the list of everything that was compiled."""
+    log, logger = CompileLog(), logging.getLogger("jax")
+    logger.addHandler(log)
+    with jax.log_compiles():
+        yield log.names
+    logger.removeHandler(log)

@@ -1,15 +1,18 @@
 """Laws of the network and of the denoisers made from it."""
 
+import runpy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_params, small_unet
+from conftest import ROOT, random_params, small_unet
 from numpy.testing import assert_allclose, assert_array_equal
 
+from guided_distill.data.sources import SOURCES
 from guided_distill.diffusion.guidance import guide
 from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
-from guided_distill.models.build import count_params, init_params
+from guided_distill.models.build import build_unet, count_params, init_params
 from guided_distill.models.denoiser import (
     bind,
     bind_guided,
@@ -18,7 +21,7 @@ from guided_distill.models.denoiser import (
     init_student,
 )
 from guided_distill.models.embeddings import embed_logsnr, embed_w
-from guided_distill.models.unet import Dropout, UNet
+from guided_distill.models.unet import Dropout
 
 BATCH = 6
 
@@ -38,30 +41,33 @@ def inputs():
 
 
 @pytest.mark.parametrize(
-    ("settings", "size", "out_channels", "expected"),
+    ("name", "out_channels", "expected"),
     [
-        # ImageNet 64x64: 295,905,222 with an output of 2C channels; this network has C.
-        (
-            dict(num_classes=1000, width=192, channel_mults=(1, 2, 3, 4), num_res_blocks=3,
-                 attention_resolutions=(32, 16, 8), head_dim=64),
-            64, 6, 295_905_222,
-        ),
-        # CIFAR-10: 60,004,099 without classes, to which the class projection adds (10 + 1) · 1024.
-        (
-            dict(num_classes=10, width=256, channel_mults=(1, 1, 1), num_res_blocks=3,
-                 attention_resolutions=(16, 8)),
-            32, 3, 60_004_099 + 11 * 1024,
-        ),
+        # 295,905,222 with an output of 2C channels; this network has C.
+        ("imagenet64", 6, 295_905_222),
+        # 60,004,099 without classes, to which the class projection adds (10 + 1) · 1024.
+        ("cifar10", 3, 60_004_099 + 11 * 1024),
     ],
-)  # fmt: skip
-def test_unet_has_the_parameter_count_of_the_papers_networks(
-    settings, size, out_channels, expected
-):
-    network = UNet(**settings)
-    init = lambda key: init_params(network, key, (size, size, 3))  # noqa: E731
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    extra_outputs = (out_channels - 3) * (9 * settings["width"] + 1)
-    assert count_params(shapes) + extra_outputs == expected
+)
+@pytest.mark.parametrize("variant", ["", "stochastic", "encoder", "two_student", "single_w"])
+def test_paper_configs_build_the_papers_networks(name, variant, out_channels, expected):
+    """By shape only: the teacher's count, and the student's, which has a w branch more."""
+    config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](variant)
+    info = SOURCES[name]
+    counts = []
+    for w_conditioned in (False, True):
+        network = build_unet(
+            config.model, num_classes=info.num_classes, w_conditioned=w_conditioned
+        )
+        shapes = jax.eval_shape(
+            lambda key, network=network: init_params(network, key, info.image_shape),
+            jax.random.key(0),
+        )
+        counts.append(count_params(shapes))
+    width = config.model.width
+    assert counts[0] + (out_channels - 3) * (9 * width + 1) == expected
+    emb = 4 * width
+    assert counts[1] - counts[0] == (width * emb + emb) + (emb * emb + emb)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from guided_distill import settings
+from guided_distill.distill.rounds import step_factors
 from guided_distill.errors import UserError
-from guided_distill.stages import plan_stages, select_stages
+from guided_distill.stages import copies_teacher, plan_stages, select_stages
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -17,13 +18,29 @@ def load(name="digits.py", *args):
     return runpy.run_path(str(CONFIGS / name))["get_config"](*args)
 
 
+PAPER_VARIANTS = ("", "stochastic", "encoder", "two_student", "single_w", "paper")
+DIGITS_VARIANTS = (*PAPER_VARIANTS, "smoke", "full", "factor4")
+
+
 @pytest.mark.parametrize(
-    ("name", "args"), [("base.py", ()), *(("digits.py", (v,)) for v in ("", "smoke", "full"))]
+    ("name", "args"),
+    [
+        ("base.py", ()),
+        *(("digits.py", (v,)) for v in DIGITS_VARIANTS),
+        *((name, (v,)) for name in ("cifar10.py", "imagenet64.py") for v in PAPER_VARIANTS),
+    ],
 )
 def test_every_config_is_right_and_every_key_has_a_rule(name, args):
     config = load(name, *args)
     settings.check_config(config)
-    assert set(settings.flatten(config)) - {"step_two.rounds"} == set(settings.RULES)
+    rounds = {f"{name}.rounds" for name in settings.ROUND_SECTIONS}
+    assert set(settings.flatten(config)) - rounds == set(settings.RULES)
+
+
+@pytest.mark.parametrize("name", ["digits.py", "cifar10.py", "imagenet64.py"])
+def test_unknown_variants_are_refused_with_the_known_ones(name):
+    with pytest.raises(ValueError, match=rf"{name} has the variants .*stochastic.* not 'stoch'"):
+        load(name, "stoch")
 
 
 def test_configs_survive_the_way_through_json():
@@ -35,13 +52,27 @@ def test_configs_survive_the_way_through_json():
 
 
 MISTAKES = [
-    ("step_two.rounds[0].num_steps = 100", r"rounds\[0\].num_steps must halve .* 256 \(128\), got 100"),
-    ("step_two.rounds[3].num_steps = 8", r"rounds\[3\].num_steps must halve .* 32 \(16\), got 8"),
+    ("step_two.rounds[0].num_steps = 100",
+     r"rounds\[0\].num_steps must divide .* 256 \(half: 128\) by a whole factor .*, got 100"),
+    ("step_two.rounds[3].num_steps = 32", r"rounds\[3\].num_steps must divide .* 32 .*, got 32"),
+    ("step_two.rounds[3].num_steps = 64", r"rounds\[3\].num_steps must divide .* 32 .*, got 64"),
+    ("encoder.rounds[1].num_steps = 48", r"encoder.rounds\[1\].num_steps must divide .* 128"),
+    ("encoder.rounds[0].clip_teacher = True", r"encoder.rounds\[0\].*: encoding never clips"),
+    ("encoder.rounds = ()", r"step_two.rounds\[6\].* so encoder needs rounds of its own"),
+    ("two_student.rounds[0].clip_teacher = True", r"two_student.rounds\[0\].*no clip"),
+    ("two_student.rounds = None", r"two_student.rounds must be a tuple .*, or \(\) for those"),
+    ("distillations = ()", r"distillations must be a tuple, 1 or more of"),
+    ("distillations = ('deterministc',)", r"distillations must be .* deterministic, stochastic"),
+    ("single_w.w = (5.0,)", r"single_w.w must lie in .*\[0, 4\], got 5"),
+    ("evaluation.translations = ((3,),)", r"translations must be .*\(source label, target label\)"),
+    ("evaluation.translations = ((3, 10),)", r"translations must hold labels of 0 to 9, got 10"),
+    ("evaluation.translation_num_steps = 8", r"translation_num_steps 8 was never distilled"),
+    ("evaluation.ancestral_mix = 1.5", r"ancestral_mix must be a number of at least 0.0 and at most 1"),
+    ("evaluation.baselines = ('ddpm',)", r"baselines must be .* ddim, ancestral"),
     ("step_two.rounds[2].num_updates = 0", r"rounds\[2\].num_updates must be an integer of at least 1"),
     ("step_two.rounds[1].num_update = 5", r"rounds\[1\].num_update \(did you mean num_updates\?\)"),
-    ("step_two.start_steps = 255", r"must halve the teacher's 255, which is odd"),
-    ("step_two.rounds = ()", r"one ConfigDict per halving round"),
-    ("step_two.algorithm = 'determinist'", r"did you mean deterministic\?"),
+    ("step_two.start_steps = 255", r"must divide the teacher's 255 by a whole factor .*, got 128"),
+    ("step_two.rounds = ()", r"one ConfigDict per round"),
     ("w_range = (4.0, 0.0)", r"w_min <= w_max, got \(4.0, 0.0\)"),
     ("w_range = 4.0", r"w_range must be two numbers"),
     ("w_range = (0.0, 2.0)", r"evaluation.w must lie in the trained range \[0, 2\], got 4"),
@@ -66,7 +97,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("mistake", "message"), MISTAKES, ids=[m for m, _ in MISTAKES])
 def test_mistakes_are_named_with_the_way_out(mistake, message):
-    config = load().copy_and_resolve_references()
+    config = load("digits.py", "paper").copy_and_resolve_references()
     with config.ignore_type():
         exec(f"config.{mistake}", {"config": config})
     with pytest.raises(UserError, match=message):
@@ -95,7 +126,8 @@ def test_unknown_and_missing_keys_are_named():
 def test_mistyped_overrides_are_caught_before_they_are_applied(argument, hint):
     with pytest.raises(UserError, match=hint):
         settings.check_override_names(["main", argument])
-    settings.check_override_names(["main", "--config.step_two.rounds[7].num_steps=1", "--w=2"])
+    known = ["--config.step_two.rounds[7].num_steps=1", "--config.encoder.rounds[0].num_updates=2"]
+    settings.check_override_names(["main", *known, "--w=2"])
 
 
 def test_devices_must_fit_mesh_and_batches():
@@ -141,3 +173,50 @@ def test_differing_keys_are_listed_with_both_values():
     there, here = {"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}
     assert settings.differing_keys(there, here) == ["a.c: 2 there, 3 here", "d: None there, 4 here"]
     assert settings.differing_keys(there, ConfigDict(there).to_dict()) == []
+
+
+def test_every_distillation_has_its_own_folders_teachers_and_interval():
+    stages = {stage.name: stage for stage in plan_stages(load("digits.py", "paper"))}
+    first = {
+        "step_two/deterministic/0128": "step_one",
+        "step_two/stochastic/0128": "step_one",
+        "step_two/encoder/0128": "step_one",
+        "step_two/two_student/0128": "teacher",
+        "single_w/1/step_one": "teacher",
+        "single_w/1/step_two/deterministic/0128": "single_w/1/step_one",
+    }
+    assert {name: stages[name].parent for name in first} == first
+    assert stages["step_two/stochastic/0004"].parent == "step_two/stochastic/0008"
+    assert stages["single_w/1/step_two/deterministic/0001"].w_range == (1.0, 1.0)
+    assert stages["step_two/encoder/0016"].w_range == (0.0, 4.0)
+    assert stages["teacher"].w_range is None and "step_two/encoder/0008" not in stages
+    assert "step_one" not in [s.name for s in plan_stages(load("digits.py", "two_student"))]
+
+
+def test_only_the_stochastic_round_from_two_steps_to_one_is_a_copy():
+    stages = plan_stages(load("digits.py", "paper"))
+    copies = [stage.name for stage in stages if stage.optimization["num_updates"] == 0]
+    assert copies == ["step_two/stochastic/0001"]
+    assert not copies_teacher("stochastic", 1, 4) and not copies_teacher("stochastic", 2, 2)
+
+
+def test_factors_follow_from_the_list():
+    assert step_factors(1024, [512, 128, 64, 4, 1]) == [2, 4, 2, 16, 4]
+    stages = plan_stages(load("digits.py", "factor4"))
+    rounds = [(s.num_steps, s.factor) for s in stages if s.kind == "step_two"]
+    assert rounds == [(64, 4), (16, 4), (4, 4), (1, 4)]
+    # What determines the params holds the factor: the same N from another start is another stage.
+    changed = load("digits.py", "factor4")
+    changed.step_two.start_steps = 128
+    pairs = zip(stages, plan_stages(changed), strict=True)
+    assert [a.name for a, b in pairs if a.settings != b.settings] == ["step_two/deterministic/0064"]
+
+
+def test_a_distillation_is_selected_by_its_folder():
+    stages = plan_stages(load("digits.py", "paper"))
+    assert {s.algorithm for s in select_stages(stages, "step_two/stochastic")} == {"stochastic"}
+    assert [s.kind for s in select_stages(stages, "single_w/1")] == ["step_one"] + ["step_two"] * 8
+    assert [s.name for s in select_stages(stages, "step_two/0064")] == [
+        "step_two/deterministic/0064"
+    ]
+    assert len(select_stages(stages, "step_two")) == 8 + 8 + 4 + 8

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from guided_distill.data.sources import to_float
 from guided_distill.diffusion.schedule import cosine_logsnr
-from guided_distill.distill.algorithms import step_two_loss
+from guided_distill.distill.algorithms import ROUND_LOSSES
 from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.errors import UserError
 from guided_distill.models.denoiser import bind
@@ -99,7 +99,8 @@ def step_two():
     return network, teacher_params, random_params(network, seed=2)
 
 
-def test_step_two_update_equals_pmap_of_the_same_loss(batch, step_two):
+@pytest.mark.parametrize("algorithm", ["deterministic", "two_student"])
+def test_step_two_update_equals_pmap_of_the_same_loss(batch, step_two, algorithm):
     """The classical form: per-device losses, `pmean` of gradients, one optimizer step."""
     network, teacher_params, student_params = step_two
     images, labels = batch
@@ -109,10 +110,15 @@ def test_step_two_update_equals_pmap_of_the_same_loss(batch, step_two):
 
     @functools.partial(jax.pmap, axis_name="devices", in_axes=(None, 0, 0, 0))
     def gradient(params, images, labels, keys):
+        def model(params):
+            null = jnp.full_like(labels, network.num_classes)
+            pair = tuple(bind(network, params, y, prediction="v") for y in (labels, null))
+            return pair if algorithm == "two_student" else pair[0]
+
         def loss(params):
-            return step_two_loss(
-                bind(network, params, labels, prediction="v"),
-                bind(network, teacher_params, labels, prediction="v"),
+            return ROUND_LOSSES[algorithm](
+                model(params),
+                model(teacher_params),
                 to_float(images),
                 keys,
                 num_steps=num_steps,
@@ -133,10 +139,17 @@ def test_step_two_update_equals_pmap_of_the_same_loss(batch, step_two):
     before = sharding.place(init_state(student_params, OPTIMIZER, keep_ema=False), mesh)
     teacher = sharding.place(teacher_params, mesh)
     placed = [jax.device_put(part, sharding.batch_sharding(mesh)) for part in batch]
-    update = make_update_step_two(network, OPTIMIZER, w_range=W_RANGE, **LOSS)
+    update = make_update_step_two(network, OPTIMIZER, algorithm=algorithm, factor=2, **LOSS)
     key = jax.device_put(key, sharding.replicated(mesh))
     state, metrics = update(
-        before, teacher, num_steps, np.float32(np.inf), key, learning_rate, *placed
+        before,
+        teacher,
+        np.float32(W_RANGE),
+        num_steps,
+        np.float32(np.inf),
+        key,
+        learning_rate,
+        *placed,
     )
     assert_allclose(metrics["loss"], loss[0], rtol=1e-5)
     assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)

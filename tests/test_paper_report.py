@@ -1,0 +1,128 @@
+"""The paper's numbers as data, and its tables in our layout."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+from guided_distill.evaluation.paper_report import (
+    Run,
+    load_paper_results,
+    misprints,
+    stochastic_against_deterministic,
+    table_1,
+    table_2,
+    table_3,
+    training_costs,
+)
+
+GAIN = {"fid": 0.5, "is": -0.25}  # ours less the paper's, below
+
+
+def ours_like(data):
+    """Rows as an evaluation makes them, each a fixed step away from the paper's."""
+    return [
+        {key: row[key] for key in ("model", "sampler", "num_steps", "w")}
+        | {metric: row[metric] + gain for metric, gain in GAIN.items()}
+        | {"network_calls": row["num_steps"] * (2 if row["model"] == "two_student" else 1)}
+        for row in load_paper_results(data)
+    ]
+
+
+def test_paper_results_are_whole():
+    """18 models at 5 weights in Table 2 for each data set, and 24 lines of Table 3."""
+    imagenet, cifar = load_paper_results("imagenet64"), load_paper_results("cifar10")
+    assert len(imagenet) == 18 * 5 and len(cifar) == 18 * 5 + 24
+    for rows in (imagenet, cifar):
+        keys = [(row["model"], row["num_steps"], row["w"]) for row in rows]
+        assert len(set(keys)) == len(keys)
+        assert {row["w"] for row in rows} == {0.0, 0.3, 1.0, 2.0, 4.0}
+    assert load_paper_results("digits") == []
+
+
+def test_paper_results_follow_the_papers_claims():
+    """Laws of the numbers themselves, which a slip of the pen would break."""
+    for data in ("imagenet64", "cifar10"):
+        by_key = {(r["model"], r["num_steps"], r["w"]): r for r in load_paper_results(data)}
+        teacher = [by_key["teacher", 1024, w] for w in (0.0, 0.3, 1.0, 2.0, 4.0)]
+        if data == "imagenet64":
+            scores = [row["is"] for row in teacher]
+            assert scores == sorted(scores)
+        for model in ("student", "stochastic"):
+            at_0 = [by_key[model, n, 0.0]["fid"] for n in (1, 2, 4, 8)]
+            assert at_0 == sorted(at_0, reverse=True)
+        for w in (0.0, 0.3, 1.0, 2.0):
+            assert by_key["student", 16, w]["fid"] < by_key["ddim", 16, w]["fid"] * 1.25
+    naive = [r for r in load_paper_results("cifar10") if r["model"] == "two_student"]
+    assert min(r["fid"] for r in naive if r["num_steps"] == 1) > 200
+    assert not any(
+        r["model"] == "two_student" and r["num_steps"] == 64 and r["w"] == 0.3 for r in naive
+    )
+
+
+def test_the_two_misprints_are_corrected_and_marked():
+    marked = [row for row in load_paper_results("imagenet64") if row["note"]]
+    assert [(r["num_steps"], r["w"], r["fid"], r["is"]) for r in marked] == [
+        (32, 0.3, 3.45, 68.03),
+        (64, 0.3, 2.80, 72.55),
+    ]
+    cifar = {(r["model"], r["num_steps"], r["w"]): r for r in load_paper_results("cifar10")}
+    for row in marked:
+        printed = cifar["ddim", row["num_steps"], 0.3]
+        assert f"{printed['fid']:.2f} and {printed['is']:.2f}" in row["note"]
+    text = misprints(load_paper_results("imagenet64"))
+    assert "DDIM 32x2-step at w = 0.3: Table 1 prints 7.47" in text and "the right 3.45" in text
+
+
+@pytest.mark.parametrize("data", ["imagenet64", "cifar10"])
+def test_table_2_sets_ours_beside_the_papers_with_the_difference(data):
+    rows = [row for row in ours_like(data) if row["model"] != "two_student"]
+    lines = table_2(rows, load_paper_results(data)).splitlines()
+    header = [cell.strip() for cell in lines[0].strip("| ").split(" | ")]
+    assert header[2:] == ["FD", "IS", "FD, paper", "FD, difference", "IS, paper", "IS, difference"]
+    body = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines[2:]]
+    assert len(body) == 5 * (5 + 4 + 3 + 1)
+    for line in body:
+        pairs = line[5].split(" / "), line[7].split(" / ")
+        assert set(pairs[0]) == {"+0.50"} and set(pairs[1]) == {"-0.25"}
+    first = next(line for line in body if line[1] == "Ours 1-step (D/S)")
+    if data == "cifar10":
+        assert first[4] == "8.34 / 10.65" and first[2] == "8.84 / 11.15"
+
+
+def test_table_1_marks_the_best_of_each_column():
+    text = table_1(ours_like("imagenet64"))
+    bold = re.findall(r"\*\*([\d.]+)\*\*", text)
+    # At w = 0, 0.3, 1, 2, 4, as in the paper's Table 1 where it prints bold.
+    assert bold[:2] and f"{2.10 + 0.5:.2f}" in bold and f"{57.81 - 0.25:.2f}" in bold
+    assert f"{2.05 + 0.5:.2f}" in bold and f"{17.85 + 0.5:.2f}" in bold
+    assert "Ours 2-step" not in text and "Ours 4-step (D/S)" in text
+
+
+def test_table_3_stands_beside_the_papers_naive_students():
+    lines = table_3(ours_like("cifar10"), load_paper_results("cifar10")).splitlines()
+    assert len(lines) == 2 + 24
+    assert "212.20" in lines[2] and "212.70" in lines[2]
+    assert table_3([row for row in ours_like("imagenet64")]) == ""
+
+
+def test_samplers_are_compared_only_where_both_are_there():
+    rows = ours_like("cifar10")
+    text = stochastic_against_deterministic(rows)
+    first = next(line for line in text.splitlines() if line.startswith("| 1 "))
+    assert f"{(10.65 + 0.5) / (8.34 + 0.5):.2f}" in first
+    assert stochastic_against_deterministic([r for r in rows if r["model"] != "student"]) == ""
+
+
+def test_training_costs_add_up_over_the_rounds():
+    stage = lambda n, evaluations: dict(num_steps=n, factor=2, evaluations=evaluations)  # noqa: E731
+    stages = {f"step_two/deterministic/{n:04d}": stage(n, 10 * n) for n in (1, 2, 4)}
+    stages["step_two/stochastic/0001"] = stage(1, 1000)
+    rows = [dict(model="student", num_steps=n, w=w, fid=n + w) for n in (1, 4) for w in (0.0, 1.0)]
+    costs = training_costs(Run("a", rows, {"stages": stages}, [], {}))
+    assert [(c["num_steps"], c["evaluations"]) for c in costs] == [(4, 40), (1, 70)]
+    assert costs[1]["fid"] == {0.0: 1.0, 1.0: 2.0}
+
+
+def test_the_papers_numbers_are_installed_with_the_package():
+    assert "paper_results.csv" in (ROOT / "setup.py").read_text()
