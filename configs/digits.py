@@ -74,6 +74,7 @@ def get_config(variant=""):
 
     if variant == "paper":
         config.evaluation.baselines = ("ddim", "ancestral")
+        config.evaluation.baseline_num_steps = (1, 2, 4, 8, 16, 32, 64)
         config.evaluation.paper_report = True
     if variant == "factor4":
         config.step_two.rounds = base["rounds_down"](
@@ -95,16 +96,16 @@ def rounds(start_steps):
 
     Early rounds have little to learn, and what they disturb every later round inherits.
 
-    The last two clip the teacher. Digits are black and white, so the guided model overshoots
+    The last three clip the teacher. Digits are black and white, so the guided model overshoots
     [-1, 1] at large w, and its sampler without the clip is far worse than with it.
     """
-    few_steps = {16: (600, 3e-4), 8: (1_500, 5e-4), 4: (2_200, 1e-3), 2: (1_800, 1e-3)}
+    few_steps = {16: (600, 3e-4), 8: (3_000, 5e-4), 4: (4_000, 1e-3), 2: (1_800, 1e-3)}
     few_steps[1] = (2_200, 1e-3)
     halved = base["rounds_down"](start_steps, num_updates=200, last_updates=200, learning_rate=2e-4)
     for one_round in halved:
         if one_round.num_steps in few_steps:
             one_round.num_updates, one_round.learning_rate = few_steps[one_round.num_steps]
-        one_round.clip_teacher = one_round.num_steps <= 2
+        one_round.clip_teacher = one_round.num_steps <= 4
     return halved
 
 

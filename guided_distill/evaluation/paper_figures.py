@@ -7,8 +7,7 @@ from guided_distill.evaluation.generate import choose_sampler
 from guided_distill.evaluation.pictures import save_strips
 
 COLUMNS = 8
-RANDOM_ROWS = 4
-CLASS_ROWS = 10
+ROWS = 10
 DDIM_STEPS = (8, 16)  # Figures 6 and 7
 FAMILIES = {
     "deterministic": ("Figure 1: w by N, deterministic", "Figures 14 to 44: deterministic"),
@@ -66,13 +65,13 @@ class FigureMaker:
         """Random labels, then a row per class; one block of each for every w."""
         num_classes = stage.record["num_classes"]
         rng = np.random.Generator(np.random.Philox(self.seed))
-        random_labels = rng.integers(num_classes, size=(RANDOM_ROWS, COLUMNS))
-        classes = np.arange(min(CLASS_ROWS, num_classes))
+        random_labels = rng.integers(num_classes, size=(ROWS, COLUMNS))
+        classes = np.arange(min(ROWS, num_classes))
         class_labels = np.repeat(classes[:, None], COLUMNS, axis=1)
         blocks = {}
         for w in self.weights:
             for kind, labels, names in (
-                ("random labels", random_labels, [" " * k for k in range(RANDOM_ROWS)]),
+                ("random labels", random_labels, [" " * k for k in range(ROWS)]),
                 ("by class", class_labels, [str(k) for k in classes]),
             ):
                 x = self._draw(stage, num_steps, w, labels.ravel())

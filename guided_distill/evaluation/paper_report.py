@@ -11,7 +11,6 @@ PAPER_RESULTS = pathlib.Path(__file__).with_name("paper_results.csv")
 TABLE_1_STEPS = (1, 4, 8, 16)
 ONE_BY_ONE = ("single_w", "ddim", "ancestral", "teacher")  # rows after those of D / S
 METRICS = ("fid", "is")
-DIGITS = {"fid": 2, "is": 2}
 HEADERS = {"fid": "FD", "is": "IS"}
 
 
@@ -303,7 +302,7 @@ def _joined(rows, metric, all_rows=None, w=None):
     def cell(row):
         if row is None:
             return "-"
-        text = f"{row[metric]:.{DIGITS[metric]}f}"
+        text = f"{row[metric]:.2f}"
         return f"**{text}**" if row[metric] == best else text
 
     return " / ".join(cell(row) for row in rows) if any(rows) else ""
