@@ -77,12 +77,9 @@ def evaluate(config, workdir, samplers=None):
     stages = find_stages(workdir)
     check_evaluation(config, workdir, stages)
     records = {name: stage.record for name, stage in stages.items()}
-    provenance = {
-        "evaluation": settings.to_plain(config)["evaluation"],
-        "params_sha256": {name: record["params_sha256"] for name, record in records.items()},
-    }
-    done = read_json(folder / "results.json")
-    if done and all(done["provenance"].get(key) == provenance[key] for key in provenance):
+    evaluation = settings.to_plain(config)["evaluation"]
+    done = read_results(workdir)
+    if done and done["provenance"]["evaluation"] == evaluation:
         return False
 
     samplers = samplers or make_samplers(config)
@@ -111,7 +108,7 @@ def evaluate(config, workdir, samplers=None):
     )
     rows, pictures = comparison.run(contenders, config.evaluation.w)
     translations = evaluate_translation(config, stages, samplers, extractor, test_source)
-    provenance |= describe(config, records, extractor, train_source, test_source)
+    provenance = describe(config, records, extractor, train_source, test_source)
     write_report(folder, rows, pictures, translations, provenance)
     print(terminal_summary(rows, translations, provenance))
     say(f"report: {folder / 'report.md'}")
@@ -133,6 +130,13 @@ def evaluate_translation(config, stages, samplers, extractor, test_source):
     return rows
 
 
+def read_results(workdir):
+    """What `evaluate` measured; None where it did not, or other stages than are there now."""
+    results = read_json(workdir / "report" / "results.json")
+    hashes = {name: stage.record["params_sha256"] for name, stage in find_stages(workdir).items()}
+    return results if results and results["provenance"]["params_sha256"] == hashes else None
+
+
 def check_evaluation(config, workdir, stages):
     """Refuses a workdir without students, and an N that none of them has."""
     records = [stage.record for stage in stages.values()]
@@ -146,6 +150,8 @@ def check_evaluation(config, workdir, stages):
 def describe(config, records, extractor, train_source, test_source):
     """What a report's numbers rest on, as plain JSON."""
     return {
+        "evaluation": settings.to_plain(config)["evaluation"],
+        "params_sha256": {name: record["params_sha256"] for name, record in records.items()},
         "data": train_source.name,
         "data_sha256": train_source.sha256,
         "reference_size": len(train_source),

@@ -4,6 +4,7 @@ import pathlib
 
 from guided_distill import jobs
 from guided_distill.data.sources import load_source
+from guided_distill.errors import UserError
 from guided_distill.evaluation.paper_figures import FigureMaker
 from guided_distill.evaluation.paper_report import Run, write_paper_report
 from guided_distill.evaluation.pictures import save_strips
@@ -15,7 +16,6 @@ from guided_distill.evaluation.translation import (
     translation_blocks,
 )
 from guided_distill.stages import find_stages
-from guided_distill.training.checkpoint import read_json
 from guided_distill.training.progress import say
 
 TRANSLATIONS_SHOWN = 3
@@ -32,47 +32,60 @@ def report(workdirs):
     """
     workdirs = [pathlib.Path(workdir) for workdir in workdirs]
     folder = workdirs[0] / "report"
-    runs = [read_run(workdir, folder) for workdir in workdirs]
+    names = name_runs(workdirs)
+    runs = [read_run(*named, folder) for named in zip(workdirs, names, strict=True)]
     write_paper_report(folder, runs)
     say(f"the paper's tables and figures: {folder / 'paper.md'}")
 
 
-def read_run(workdir, folder):
-    """One workdir's numbers, and its figures drawn into `folder`/paper/<its name>."""
+def name_runs(workdirs):
+    """Each workdir's last folder, with as many folders above as it takes to tell them apart."""
+    parts = [workdir.resolve().parts for workdir in workdirs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["_".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError("--workdir names the same folder twice")
+
+
+def read_run(workdir, name, folder):
+    """One workdir's numbers, and its figures drawn into `folder`/paper/`name`."""
     config = jobs.load_config(workdir)
     samplers = jobs.make_samplers(config)
-    jobs.evaluate(config, workdir, samplers)
-    results = read_json(workdir / "report" / "results.json")
+    results = jobs.read_results(workdir)
+    if results is None:
+        jobs.evaluate(config, workdir, samplers)
+        results = jobs.read_results(workdir)
+    measured = results["provenance"]["evaluation"]
     stages = find_stages(workdir)
-    name = workdir.resolve().name
     pictures = folder / "paper" / name
     maker = FigureMaker(
         stages,
         samplers,
         pictures,
-        num_steps=config.evaluation.num_steps,
-        weights=config.evaluation.w,
-        seed=config.evaluation.seed,
+        num_steps=measured["num_steps"],
+        weights=measured["w"],
+        seed=measured["seed"],
     )
     figures = maker.draw_all()
     if results["translations"]:
-        figures |= draw_translations(pictures, config, stages, samplers)
+        figures |= draw_translations(pictures, config, measured, stages, samplers)
     figures = {caption: f"paper/{name}/{file}" for caption, file in figures.items()}
     return Run(name, results["rows"], results["provenance"], results["translations"], figures)
 
 
-def draw_translations(folder, config, stages, samplers):
-    """Figures 3, 4 and 12 of the first few of `evaluation.translations`: `{caption: file name}`."""
+def draw_translations(folder, config, measured, stages, samplers):
+    """Figures 3, 4 and 12 of the first few pairs measured: `{caption: file name}`."""
     test_source = load_source(config.data.name, "test")
-    num_steps = config.evaluation.translation_num_steps
-    coders = list_coders(stages, samplers, num_steps=num_steps, seed=config.evaluation.seed)
+    num_steps = measured["translation_num_steps"]
+    coders = list_coders(stages, samplers, num_steps=num_steps, seed=measured["seed"])
     figures = {}
-    for old, new in config.evaluation.translations[:TRANSLATIONS_SHOWN]:
+    for old, new in measured["translations"][:TRANSLATIONS_SHOWN]:
         images, old_labels, new_labels = pictures_of_pairs(test_source, [(old, new)])
         images, old_labels, new_labels = (a[:SHOWN] for a in (images, old_labels, new_labels))
         translated = translate_pictures(
             coders, images, old_labels, new_labels,
-            encoder_w=config.w_range[0], weights=config.evaluation.w,
+            encoder_w=config.w_range[0], weights=measured["w"],
         )  # fmt: skip
         file = f"translation_{old}_to_{new}.png"
         save_strips(folder / file, translation_blocks(images, translated), f"{old} to {new}")

@@ -127,29 +127,30 @@ class Trainer:
             self.tell_start(stage, state, checkpoints.notices, resumed=restored is not None)
             state = self.run_updates(stage, state, teacher_params, checkpoints, signals)
             seconds = checkpoints.seconds
-        folder.finish(
-            state.final_params,
-            {
-                "name": stage.name,
-                "stage": stage.kind,
-                "algorithm": stage.algorithm,
-                "num_steps": stage.num_steps,
-                "factor": stage.factor,
-                "w_range": stage.w_range and list(stage.w_range),
-                "schedule": {"name": "cosine"} | stage.settings["schedule"],
-                "parameterization": stage.settings["model"]["prediction"],
-                "data": self.source.name,
-                "num_classes": self.source.num_classes,
-                "image_shape": list(self.source.image_shape),
-                "updates": stage.optimization["num_updates"],
-                "seed": self.config.seed,
-                "parent": teacher_folder and folder.path_to(teacher_folder),
-                "seconds": round(seconds, 1),
-                **origin,
-            },
-        )
+        folder.finish(state.final_params, self.record(stage, teacher_folder, seconds) | origin)
         updates_so_far = self.updates_before + stage.optimization["num_updates"]
         self.on_stage_end(stage, folder, updates_so_far, self.metric_writer)
+
+    def record(self, stage, teacher_folder, seconds):
+        """What `stage.json` says of a stage, but for its origin."""
+        folder = self.folder(stage.name)
+        return {
+            "name": stage.name,
+            "stage": stage.kind,
+            "algorithm": stage.algorithm,
+            "num_steps": stage.num_steps,
+            "factor": stage.factor,
+            "w_range": stage.w_range and list(stage.w_range),
+            "schedule": {"name": "cosine"} | stage.settings["schedule"],
+            "parameterization": stage.settings["model"]["prediction"],
+            "data": self.source.name,
+            "num_classes": self.source.num_classes,
+            "image_shape": list(self.source.image_shape),
+            "updates": stage.optimization["num_updates"],
+            "seed": self.config.seed,
+            "parent": teacher_folder and folder.path_to(teacher_folder),
+            "seconds": round(seconds, 1),
+        }
 
     def fresh_state(self, stage, teacher_params):
         """The stage's first state, on the devices: random, or the teacher's params."""

@@ -5,11 +5,11 @@ import re
 import pytest
 from conftest import ROOT
 
-from guided_distill.evaluation.paper_report import (
-    Run,
+from guided_distill.evaluation.paper_tables import (
     load_paper_results,
     misprints,
-    stochastic_against_deterministic,
+    naive_against_ddim,
+    sampler_table,
     table_1,
     table_2,
     table_3,
@@ -68,7 +68,7 @@ def test_the_two_misprints_are_corrected_and_marked():
     for row in marked:
         printed = cifar["ddim", row["num_steps"], 0.3]
         assert f"{printed['fid']:.2f} and {printed['is']:.2f}" in row["note"]
-    text = misprints(load_paper_results("imagenet64"))
+    text = " ".join(misprints(load_paper_results("imagenet64")))
     assert "DDIM 32x2-step at w = 0.3: Table 1 prints 7.47" in text and "the right 3.45" in text
 
 
@@ -104,12 +104,17 @@ def test_table_3_stands_beside_the_papers_naive_students():
     assert table_3([row for row in ours_like("imagenet64")]) == ""
 
 
+def test_naive_students_are_counted_against_ddim():
+    rows = ours_like("cifar10")
+    assert naive_against_ddim(rows).endswith("in 9 of 9 cases.")  # N = 16, 64 at five w but one
+
+
 def test_samplers_are_compared_only_where_both_are_there():
     rows = ours_like("cifar10")
-    text = stochastic_against_deterministic(rows)
+    text = sampler_table(rows)
     first = next(line for line in text.splitlines() if line.startswith("| 1 "))
     assert f"{(10.65 + 0.5) / (8.34 + 0.5):.2f}" in first
-    assert stochastic_against_deterministic([r for r in rows if r["model"] != "student"]) == ""
+    assert sampler_table([r for r in rows if r["model"] != "student"]) == ""
 
 
 def test_training_costs_add_up_over_the_rounds():
@@ -117,7 +122,7 @@ def test_training_costs_add_up_over_the_rounds():
     stages = {f"step_two/deterministic/{n:04d}": stage(n, 10 * n) for n in (1, 2, 4)}
     stages["step_two/stochastic/0001"] = stage(1, 1000)
     rows = [dict(model="student", num_steps=n, w=w, fid=n + w) for n in (1, 4) for w in (0.0, 1.0)]
-    costs = training_costs(Run("a", rows, {"stages": stages}, [], {}))
+    costs = training_costs("a", rows, stages)
     assert [(c["num_steps"], c["evaluations"]) for c in costs] == [(4, 40), (1, 70)]
     assert costs[1]["fid"] == {0.0: 1.0, 1.0: 2.0}
 
