@@ -1,6 +1,5 @@
 """What a config may say. Everything is checked here, before any compute is spent."""
 
-import dataclasses
 import json
 import math
 import re
@@ -12,6 +11,19 @@ from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
 from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.distill.rounds import step_factors
 from guided_distill.errors import UserError, nearest
+from guided_distill.rules import (
+    BOOLEAN,
+    COUNT,
+    FINITE,
+    LEARNING_RATE,
+    RATE,
+    Rule,
+    choice,
+    integer,
+    is_integer,
+    number,
+    sequence,
+)
 from guided_distill.training.optimizer import LEARNING_RATE_DECAYS
 
 FROM_STEP_ONE = ("deterministic", "stochastic", "encoder")
@@ -20,59 +32,6 @@ SAMPLING_DISTILLATIONS = tuple(name for name in DISTILLATIONS if name != "encode
 BASELINES = ("ddim", "ancestral")
 DTYPES = ("float32", "bfloat16")
 
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """What one key accepts: `test(value)`, and the same in words."""
-
-    test: object
-    words: str
-    choices: tuple = ()
-
-
-def is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def is_integer(value):
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def integer(low):
-    return Rule(lambda v: is_integer(v) and v >= low, f"an integer of at least {low}")
-
-
-def number(low, high=math.inf, *, open_low=False, open_high=False):
-    """A finite number between low and high, either end left out where open."""
-
-    def test(value):
-        above = is_number(value) and (value > low if open_low else value >= low)
-        return above and (value < high if open_high else value <= high)
-
-    words = f"a number {'above' if open_low else 'of at least'} {low}"
-    if high != math.inf:
-        words += f" and {'below' if open_high else 'at most'} {high}"
-    return Rule(test, words)
-
-
-def choice(names):
-    names = tuple(names)
-    return Rule(lambda v: v in names, f"one of {', '.join(names)}", names)
-
-
-def sequence(rule, *, min_length=1):
-    def test(value):
-        is_sequence = isinstance(value, (tuple, list)) and len(value) >= min_length
-        return is_sequence and all(rule.test(item) for item in value)
-
-    at_least = f"{min_length} or more of: " if min_length else "any number of: "
-    return Rule(test, f"a tuple, {at_least}{rule.words}")
-
-
-COUNT = integer(1)
-FINITE = Rule(is_number, "a finite number")
-LEARNING_RATE = number(0.0, open_low=True)
-RATE = number(0.0, 1.0, open_high=True)
 
 OPTIMIZATION_RULES = {
     "batch_size": COUNT,
@@ -132,7 +91,7 @@ RULES = {
         min_length=0,
     ),
     "evaluation.translation_num_steps": COUNT,
-    "evaluation.paper_report": Rule(lambda v: isinstance(v, bool), "True or False"),
+    "evaluation.paper_report": BOOLEAN,
     "evaluation.num_samples": integer(2),
     "evaluation.batch_size": COUNT,
     "evaluation.seed": integer(0),
@@ -142,10 +101,8 @@ ROUND_RULES = {
     "num_steps": COUNT,
     "num_updates": COUNT,
     "learning_rate": LEARNING_RATE,
-    "clip_teacher": Rule(lambda v: isinstance(v, bool), "True or False"),
+    "clip_teacher": BOOLEAN,
 }
-
-
 ROUND_SECTIONS = ("step_two", *(name for name in DISTILLATIONS if name != "deterministic"))
 
 
@@ -162,7 +119,7 @@ def check_config(config):
     rounds = {name: values.pop(f"{name}.rounds", None) for name in ROUND_SECTIONS}
     check_rules(values, RULES, prefix="")
     for name, section_rounds in rounds.items():
-        check_rounds(name, section_rounds, config.step_two.start_steps)
+        check_rounds(name, section_rounds)
     check_together(config)
 
 
@@ -197,14 +154,13 @@ def check_override_names(argv):
             raise UserError(f"unknown config key {key}{close}")
 
 
-def check_rounds(name, rounds, start_steps):
+def check_rounds(name, rounds):
     """Checks one section's rounds, inner keys included; () stands for step two's."""
     if not isinstance(rounds, (tuple, list)) or not (rounds or name != "step_two"):
         or_empty = "" if name == "step_two" else ", or () for those of step_two"
         raise UserError(f"{name}.rounds must be a tuple with one ConfigDict per round{or_empty}")
     for k, one_round in enumerate(rounds):
         check_rules(dict(one_round), ROUND_RULES, prefix=f"{name}.rounds[{k}].")
-    step_factors(start_steps, [one_round["num_steps"] for one_round in rounds], name=name)
 
 
 def rounds_of(config, distillation):
@@ -246,7 +202,10 @@ def check_together(config):
 
 
 def check_distillations(config):
-    """Checks that what is evaluated is distilled, and that no round asks for what it cannot."""
+    """Checks that rounds divide, that what is evaluated is distilled, and what never clips."""
+    for name in config.distillations:
+        section, _ = rounds_of(config, name)
+        step_factors(config.step_two.start_steps, distilled_steps(config, name), name=section)
     sampling = [name for name in config.distillations if name in SAMPLING_DISTILLATIONS]
     reached = set().union(*(distilled_steps(config, name) for name in sampling))
     for num_steps in config.evaluation.num_steps if sampling else ():

@@ -18,6 +18,7 @@ from guided_distill.evaluation.translation import (
     measure_translation,
     translation_blocks,
 )
+from guided_distill.sample import check_counts
 from guided_distill.stages import find_stages
 from guided_distill.training import sharding
 from guided_distill.training.checkpoint import write_json
@@ -59,10 +60,11 @@ def translate(
     """
     workdir = pathlib.Path(workdir)
     check_out(out)
+    check_counts(num_steps=num_steps or 1, batch_size=batch_size, n=n, seed=seed)
     stages = find_stages(workdir)
     num_steps = choose_num_steps(workdir, stages, num_steps)
     record = stages[f"step_two/encoder/{num_steps:04d}"].record
-    check_request(record, source_label, target_label, encoder_w, weights, n)
+    check_request(record, source_label, target_label, encoder_w, weights)
     train_source = load_source(config.data.name, "train")
     test_source = load_source(config.data.name, "test")
     pictures = (
@@ -123,7 +125,7 @@ def choose_num_steps(workdir, stages, num_steps):
     return num_steps or min(both)
 
 
-def check_request(record, source_label, target_label, encoder_w, weights, n):
+def check_request(record, source_label, target_label, encoder_w, weights):
     """Refuses labels and weights that the models were not trained for."""
     for flag, label in (("source_label", source_label), ("target_label", target_label)):
         if label is None:
@@ -133,8 +135,6 @@ def check_request(record, source_label, target_label, encoder_w, weights, n):
     settings.check_w(encoder_w, record["w_range"], what="--encoder_w")
     for w in weights:
         settings.check_w(w, record["w_range"], what="--w")
-    if n < 1:
-        raise UserError(f"--n must be at least 1, got {n}")
 
 
 def check_out(out):

@@ -10,7 +10,7 @@ FLOORS = {
     "errors": 0, "diffusion": 0, "models": 1, "distill": 1, "data": 2,
     "training": 3, "evaluation": 4,
     **dict.fromkeys(
-        ("settings", "stages", "stage_checks", "pipeline", "jobs", "sample", "translate", "paper",
+        ("rules", "settings", "stages", "stage_checks", "pipeline", "jobs", "sample", "translate", "paper",
          "main"), 5,
     ),
 }  # fmt: skip
