@@ -85,13 +85,7 @@ def evaluate(config, workdir, samplers=None):
     samplers = samplers or make_samplers(config)
     train_source = load_source(config.data.name, "train")
     test_source = load_source(config.data.name, "test")
-    extractor = load_or_train_classifier(
-        workdir / "classifier",
-        train_source,
-        test_source,
-        num_updates=config.evaluation.classifier_updates,
-        seed=config.seed,
-    )
+    extractor = load_extractor(config, workdir, train_source, test_source)
     contenders = list_contenders(
         stages,
         samplers,
@@ -113,6 +107,17 @@ def evaluate(config, workdir, samplers=None):
     print(terminal_summary(rows, translations, provenance))
     say(f"report: {folder / 'report.md'}")
     return True
+
+
+def load_extractor(config, workdir, train_source, test_source):
+    """The `FeatureExtractor` of a workdir, trained now if it is not there."""
+    return load_or_train_classifier(
+        workdir / "classifier",
+        train_source,
+        test_source,
+        num_updates=config.evaluation.classifier_updates,
+        seed=config.seed,
+    )
 
 
 def evaluate_translation(config, stages, samplers, extractor, test_source):

@@ -9,7 +9,6 @@ from PIL import Image, UnidentifiedImageError
 from guided_distill import settings
 from guided_distill.data.sources import load_source
 from guided_distill.errors import UserError
-from guided_distill.evaluation.classifier import load_or_train_classifier
 from guided_distill.evaluation.generate import Samplers
 from guided_distill.evaluation.pictures import save_strips
 from guided_distill.evaluation.report import translation_table
@@ -18,6 +17,7 @@ from guided_distill.evaluation.translation import (
     measure_translation,
     translation_blocks,
 )
+from guided_distill.jobs import load_extractor
 from guided_distill.sample import check_counts
 from guided_distill.stages import find_stages
 from guided_distill.training import sharding
@@ -72,15 +72,10 @@ def translate(
         if images
         else test_source.images[test_source.labels == source_label]
     )[:n]
+    if not len(pictures):
+        raise UserError(f"{test_source.name} has no held-out picture of class {source_label}")
     batch_size = -(-min(batch_size, len(pictures)) // jax.device_count()) * jax.device_count()
     samplers = Samplers(sharding.make_mesh(), batch_size)
-    extractor = load_or_train_classifier(
-        workdir / "classifier",
-        train_source,
-        test_source,
-        num_updates=config.evaluation.classifier_updates,
-        seed=config.seed,
-    )
     rows, translated = measure_translation(
         list_coders(stages, samplers, num_steps=num_steps, seed=seed),
         pictures,
@@ -88,7 +83,7 @@ def translate(
         np.full(len(pictures), target_label),
         encoder_w=encoder_w,
         weights=weights,
-        extractor=extractor,
+        extractor=load_extractor(config, workdir, train_source, test_source),
     )
     name = f"{source_label}_to_{target_label}"
     figure = pathlib.Path(out or workdir / "translate" / f"{name}.png")
