@@ -2,11 +2,49 @@
 
 import numpy as np
 
+from guided_distill.errors import UserError
+
+
+class Moments:
+    """Mean and covariance of features that come in batches, in float64 and constant memory.
+
+    Attributes:
+      n: features seen.
+    """
+
+    def __init__(self):
+        self.n, self._mean, self._scatter = 0, 0.0, 0.0
+
+    def add(self, features):
+        """Adds a batch `[B, D]` (Chan et al. 1983, so that large means cost no digits)."""
+        features = np.asarray(features, np.float64)
+        if not np.isfinite(features).all():
+            raise UserError("a sample has features that are not finite")
+        n, mean = len(features), features.mean(axis=0)
+        centered = features - mean
+        shift = mean - self._mean
+        total = self.n + n
+        between = np.outer(shift, shift) * (self.n * n / total)
+        self._scatter = self._scatter + centered.T @ centered + between
+        self._mean = self._mean + shift * (n / total)
+        self.n = total
+        return self
+
+    @property
+    def mean(self):
+        """`[D]`."""
+        return self._mean
+
+    @property
+    def covariance(self):
+        """`[D, D]`, unbiased."""
+        return self._scatter / (self.n - 1)
+
 
 def moments(features):
     """Mean `[D]` and covariance `[D, D]` of features `[n, D]`."""
-    features = np.asarray(features, np.float64)
-    return features.mean(axis=0), np.cov(features, rowvar=False)
+    streamed = Moments().add(features)
+    return streamed.mean, streamed.covariance
 
 
 def frechet_distance(mean_a, cov_a, mean_b, cov_b):
@@ -32,12 +70,95 @@ def frechet_distance(mean_a, cov_a, mean_b, cov_b):
     return max(0.0, float(distance - 2.0 * trace_root))
 
 
-def inception_score(probabilities):
-    """exp E[KL(p(y|x) ‖ p(y))] over all samples at once (Salimans et al. 2016); `[n, classes]`."""
-    p = np.asarray(probabilities, np.float64)
-    tiny = np.finfo(np.float64).tiny
-    divergence = np.sum(p * (np.log(p + tiny) - np.log(p.mean(axis=0) + tiny)), axis=1)
-    return float(np.exp(divergence.mean()))
+def inception_score(log_probabilities, num_splits=10):
+    """exp E[KL(p(y|x) ‖ p(y))] (Salimans et al. 2016), mean and deviation over splits.
+
+    Args:
+      log_probabilities: `[n, classes]`, in the order of the samples.
+      num_splits: consecutive parts, each with a p(y) of its own.
+
+    Returns:
+      (mean, standard deviation) over the splits.
+    """
+    log_p = np.asarray(log_probabilities, np.float64)
+    scores = []
+    for part in np.array_split(log_p, min(num_splits, len(log_p))):
+        p = np.exp(part)
+        tiny = np.finfo(np.float64).tiny
+        divergence = np.sum(p * (part - np.log(p.mean(axis=0) + tiny)), axis=1)
+        scores.append(np.exp(divergence.mean()))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def kernel_distance(features, reference, *, num_subsets=100, subset_size=1000, seed=0):
+    """Kernel inception distance: unbiased squared MMD, kernel (xᵀy/D + 1)³ (Binkowski et al. 2018).
+
+    Args:
+      features: `[n, D]`.
+      reference: `[m, D]`.
+      num_subsets: how many pairs of random subsets are averaged.
+      subset_size: features in each; no more than there are.
+      seed: of the subsets.
+
+    Returns:
+      (mean, standard deviation) over the subsets.
+    """
+    features, reference = (np.asarray(a, np.float64) for a in (features, reference))
+    size = min(subset_size, len(features), len(reference))
+    rng = np.random.Generator(np.random.Philox(seed))
+    distances = []
+    for _ in range(num_subsets):
+        x, y = (a[rng.choice(len(a), size, replace=False)] for a in (features, reference))
+        distances.append(squared_mmd(x, y))
+    return float(np.mean(distances)), float(np.std(distances))
+
+
+def squared_mmd(x, y):
+    """Unbiased squared maximum mean discrepancy of `[n, D]` and `[n, D]`, cubic kernel."""
+    n, dimension = x.shape
+    kernel = lambda a, b: (a @ b.T / dimension + 1.0) ** 3  # noqa: E731
+    within = sum(k.sum() - np.trace(k) for k in (kernel(x, x), kernel(y, y)))
+    return within / (n * (n - 1)) - 2.0 * kernel(x, y).mean()
+
+
+def precision_recall(features, reference, *, num_neighbours=3, rows_at_once=1000):
+    """Improved precision and recall (Kynkäänniemi et al. 2019).
+
+    Precision: the share of samples inside some reference's ball, whose radius is the distance to
+    its k-th neighbour. Recall: the same with the roles exchanged.
+
+    Args:
+      features: `[n, D]` of samples.
+      reference: `[m, D]`.
+      num_neighbours: k.
+      rows_at_once: rows of the distance matrix in memory.
+
+    Returns:
+      (precision, recall).
+    """
+
+    def coverage(points, centres):
+        radii = np.concatenate(
+            [
+                np.partition(distances(part, centres), num_neighbours, axis=1)[:, num_neighbours]
+                for part in blocks(centres)
+            ]
+        )
+        return np.mean(
+            np.concatenate([(distances(p, centres) <= radii).any(axis=1) for p in blocks(points)])
+        )
+
+    def blocks(points):
+        return np.array_split(points, -(-len(points) // rows_at_once))
+
+    features, reference = (np.asarray(a, np.float64) for a in (features, reference))
+    return float(coverage(features, reference)), float(coverage(reference, features))
+
+
+def distances(a, b):
+    """Euclidean distances `[n, m]` of `[n, D]` and `[m, D]`."""
+    squared = np.sum(a**2, axis=1)[:, None] + np.sum(b**2, axis=1)[None] - 2.0 * a @ b.T
+    return np.sqrt(np.maximum(squared, 0.0))
 
 
 def rmse(a, b):
