@@ -1,9 +1,9 @@
 """InceptionV3 as FID means it: the TensorFlow network of 2015-12-05, in Flax.
 
 The layout is the one that PyTorch's FID tools carry, with its peculiarities: the resize of
-TensorFlow 1 (no half-pixel centres), average pools that leave the padding out, a maximum pool in the
-last block, 1008 logits. Batch normalization is folded into the convolutions, so each layer is a
-convolution with a bias and a ReLU (Szegedy et al. 2015; Heusel et al. 2017).
+TensorFlow 1 (no half-pixel centres), average pools that leave the padding out, a maximum pool in
+the last block, 1008 logits. Batch normalization is folded into the convolutions, so each layer is
+a convolution with a bias and a ReLU (Szegedy et al. 2015; Heusel et al. 2017).
 """
 
 import flax.linen as nn
@@ -173,9 +173,7 @@ def run_layers(layers, x):
 
 def average_pool(x):
     """3x3 mean of the neighbours that exist: the padding is not counted."""
-    sums = jax.lax.reduce_window(
-        x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), padding="SAME"
-    )
+    sums = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), padding="SAME")
     rows, columns = (np.full(size, 3.0, np.float32) for size in x.shape[1:3])
     for counts in (rows, columns):
         counts[[0, -1]] -= 1.0

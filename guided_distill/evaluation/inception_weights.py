@@ -1,4 +1,4 @@
-"""Weights of InceptionV3: from the file that PyTorch's FID tools use to one of ours, and back in."""
+"""Weights of InceptionV3: from the file that PyTorch's FID tools use to one of ours."""
 
 import hashlib
 import json
@@ -114,9 +114,7 @@ def check_shapes(params, source):
     wrong = sorted(
         path
         for path in set(expected) | set(params)
-        if path not in params
-        or path not in expected
-        or params[path].shape != expected[path].shape
+        if path not in params or path not in expected or params[path].shape != expected[path].shape
     )
     if wrong:
         raise UserError(

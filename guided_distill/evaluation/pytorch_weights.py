@@ -1,4 +1,4 @@
-"""Reads the tensors of a PyTorch weights file without PyTorch, and without executing anything in it.
+"""Reads the tensors of a PyTorch weights file without PyTorch, executing nothing in it.
 
 Such a file is a pickle that names what to call. Here only the five names that a dictionary of
 tensors needs are known, each bound to a function of this module; any other name refuses the file.
@@ -37,10 +37,7 @@ def read_state_dict(path):
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        if data[:2] == b"PK":
-            state = _read_zip(data)
-        else:
-            state = _read_legacy(data)
+        state = _read_zip(data) if data[:2] == b"PK" else _read_legacy(data)
     except UserError as error:
         raise UserError(f"{path} is refused: {error}") from error
     except Exception as error:  # A pickle that is damaged fails in any way it likes.
