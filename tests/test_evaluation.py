@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from guided_distill.data.sources import ArraySource
+from guided_distill.diffusion.samplers import sample_stochastic
 from guided_distill.diffusion.schedule import cosine_logsnr
 from guided_distill.evaluation.classifier import load_or_train_classifier
 from guided_distill.evaluation.generate import Generator
@@ -67,10 +68,15 @@ def test_rmse_is_the_root_of_the_mean_square():
 
 
 def make_generator(batch_size):
+    def run(denoise, z_1, w, keys, num_steps):
+        return sample_stochastic(
+            denoise, z_1, w, keys, num_steps=num_steps, logsnr_fn=cosine_logsnr
+        )
+
     return Generator(
         lambda params, labels: gaussian_denoiser(0.4),
+        run,
         image_shape=(4, 4, 1),
-        logsnr_fn=cosine_logsnr,
         mesh=make_mesh(),
         batch_size=batch_size,
     )
