@@ -10,8 +10,14 @@ from guided_distill.data.sources import load_source, to_uint8
 from guided_distill.errors import UserError
 from guided_distill.evaluation.classifier import load_or_train_classifier
 from guided_distill.evaluation.evaluate import STUDENT_MODELS, Evaluation, list_contenders
+from guided_distill.evaluation.features import load_inception_extractor
 from guided_distill.evaluation.generate import Samplers
 from guided_distill.evaluation.pictures import grid, save_grid
+from guided_distill.evaluation.reference import (
+    compute_reference,
+    load_reference,
+    save_reference,
+)
 from guided_distill.evaluation.report import terminal_summary, write_report
 from guided_distill.evaluation.translation import (
     can_translate,
@@ -85,7 +91,9 @@ def evaluate(config, workdir, samplers=None):
     samplers = samplers or make_samplers(config)
     train_source = load_source(config.data.name, "train")
     test_source = load_source(config.data.name, "test")
-    extractor = load_extractor(config, workdir, train_source, test_source)
+    classifier = load_classifier(config, workdir, train_source, test_source)
+    extractor = choose_extractor(config, classifier)
+    reference = find_reference(config, workdir, train_source, extractor)
     contenders = list_contenders(
         stages,
         samplers,
@@ -95,22 +103,24 @@ def evaluate(config, workdir, samplers=None):
         baseline_num_steps=config.evaluation.baseline_num_steps,
     )
     comparison = Evaluation(
-        train_source,
+        reference,
         extractor,
+        classifier,
+        num_classes=train_source.num_classes,
         num_samples=config.evaluation.num_samples,
         seed=config.evaluation.seed,
     )
     rows, pictures = comparison.run(contenders, config.evaluation.w)
-    translations = evaluate_translation(config, stages, samplers, extractor, test_source)
-    provenance = describe(config, records, extractor, train_source, test_source)
+    translations = evaluate_translation(config, stages, samplers, classifier, test_source)
+    provenance = describe(config, records, classifier, reference, train_source, test_source)
     write_report(folder, rows, pictures, translations, provenance)
     print(terminal_summary(rows, translations, provenance))
     say(f"report: {folder / 'report.md'}")
     return True
 
 
-def load_extractor(config, workdir, train_source, test_source):
-    """The `FeatureExtractor` of a workdir, trained now if it is not there."""
+def load_classifier(config, workdir, train_source, test_source):
+    """The `TrainedClassifier` of a workdir, trained now if it is not there."""
     return load_or_train_classifier(
         workdir / "classifier",
         train_source,
@@ -120,7 +130,30 @@ def load_extractor(config, workdir, train_source, test_source):
     )
 
 
-def evaluate_translation(config, stages, samplers, extractor, test_source):
+def choose_extractor(config, classifier):
+    """InceptionV3 where the config names its weights, else the data set's own classifier."""
+    if not config.evaluation.inception:
+        return classifier
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    return load_inception_extractor(config.evaluation.inception, mesh)
+
+
+def find_reference(config, workdir, source, extractor):
+    """`ReferenceStats`: of the file that the config names, of the workdir, or computed now."""
+    if config.evaluation.reference_stats:
+        return load_reference(config.evaluation.reference_stats, source, extractor)
+    path = workdir / "reference" / f"{extractor.name}.npz"
+    if path.exists():
+        try:
+            return load_reference(path, source, extractor)
+        except UserError as error:
+            say(f"{error}: computing it again")
+    reference = compute_reference(source, extractor)
+    save_reference(path, reference)
+    return reference
+
+
+def evaluate_translation(config, stages, samplers, classifier, test_source):
     """Rows of `measure_translation` on held-out pictures; none without an encoder."""
     num_steps = config.evaluation.translation_num_steps
     if not config.evaluation.translations or not can_translate(stages, num_steps):
@@ -130,7 +163,7 @@ def evaluate_translation(config, stages, samplers, extractor, test_source):
         *pictures_of_pairs(test_source, config.evaluation.translations),
         encoder_w=config.w_range[0],
         weights=config.evaluation.w,
-        extractor=extractor,
+        classifier=classifier,
     )
     return rows
 
@@ -152,17 +185,18 @@ def check_evaluation(config, workdir, stages):
         settings.check_distilled(num_steps, distilled, what="evaluation.num_steps")
 
 
-def describe(config, records, extractor, train_source, test_source):
+def describe(config, records, classifier, reference, train_source, test_source):
     """What a report's numbers rest on, as plain JSON."""
     return {
         "evaluation": settings.to_plain(config)["evaluation"],
         "params_sha256": {name: record["params_sha256"] for name, record in records.items()},
         "data": train_source.name,
         "data_sha256": train_source.sha256,
+        "reference": reference.provenance,
         "reference_size": len(train_source),
         "test_size": len(test_source),
-        "features": extractor.name,
-        "classifier_accuracy": extractor.accuracy,
+        "classifier": classifier.name,
+        "classifier_accuracy": classifier.accuracy,
         "w_range": list(config.w_range),
         "batch_size": config.evaluation.batch_size,
         "stages": {name: stage_summary(record) for name, record in records.items()},

@@ -157,7 +157,7 @@ def test_metrics_agree_with_torch_fidelity(features):
     assert_allclose(deviation, theirs["inception_score_std"], rtol=1e-4)
     prc = fidelity("metric_prc")
     expected = prc.calculate_precision_recall_full(*as_torch[:2], neighborhood=3)
-    assert_allclose(precision_recall(a, b, rows_at_once=128), expected, rtol=1e-4)
+    assert_allclose(precision_recall(a, b), expected, rtol=1e-4)
     kid = fidelity("metric_kid")
     x, y = a[:400].astype(np.float64), b[:400].astype(np.float64)
     kernel = lambda p, q: kid.kernel_poly(  # noqa: E731

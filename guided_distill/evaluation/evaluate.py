@@ -5,12 +5,14 @@ import time
 
 import numpy as np
 
-from guided_distill.data.sources import to_float, to_uint8
+from guided_distill.data.sources import to_uint8
 from guided_distill.evaluation.generate import calls_per_step, choose_sampler
 from guided_distill.evaluation.metrics import (
     frechet_distance,
     inception_score,
+    kernel_distance,
     moments,
+    precision_recall,
     rmse,
 )
 from guided_distill.training.progress import Progress
@@ -100,18 +102,19 @@ class Evaluation:
     """Measures contenders against a data set.
 
     Args:
-      reference: the data set's training split.
-      extractor: `FeatureExtractor`.
+      reference: `ReferenceStats` of the data set, on the extractor's features.
+      extractor: `FeatureExtractor` of distances and scores.
+      classifier: `TrainedClassifier` of class accuracy; may be the extractor.
+      num_classes: of the data set.
       num_samples: n, the same in every row.
       seed: of the noise; sample i has noise i and label i mod the number of classes.
     """
 
-    def __init__(self, reference, extractor, *, num_samples, seed):
-        self.extractor, self.seed = extractor, seed
+    def __init__(self, reference, extractor, classifier, *, num_classes, num_samples, seed):
+        self.reference, self.extractor, self.classifier = reference, extractor, classifier
+        self.seed = seed
         self.indices = np.arange(num_samples)
-        self.labels = self.indices % reference.num_classes
-        features, _ = extractor.apply(to_float(reference.images))
-        self.reference_moments = moments(features)
+        self.labels = self.indices % num_classes
 
     def run(self, contenders, weights):
         """All rows, and the first samples of each.
@@ -166,7 +169,11 @@ class Evaluation:
         return x, time.perf_counter() - started
 
     def _row(self, contender, w, x, seconds, references):
-        features, probabilities = self.extractor.apply(to_float(to_uint8(x)))
+        images = to_uint8(x)
+        features, log_p = self.extractor.apply(images)
+        class_log_p = log_p
+        if self.classifier is not self.extractor:
+            _, class_log_p = self.classifier.apply(images)
         step_one = references.get("step_one") if contender.model == "student" else None
         return {
             "model": contender.model,
@@ -174,12 +181,34 @@ class Evaluation:
             "num_steps": contender.num_steps,
             "network_calls": contender.network_calls,
             "w": w,
-            "fid": frechet_distance(*moments(features), *self.reference_moments),
+            **measure_features(features, log_p, self.reference),
             "features": self.extractor.name,
-            "is": inception_score(probabilities),
-            "accuracy": float(np.mean(probabilities.argmax(axis=1) == self.labels)),
+            "accuracy": float(np.mean(class_log_p.argmax(axis=1) == self.labels)),
             "rmse_to_teacher": rmse(x, references["teacher"]),
             "rmse_to_step_one": None if step_one is None else rmse(x, step_one),
             "n": len(x),
             "images_per_second": len(x) / seconds,
         }
+
+
+def measure_features(features, log_p, reference):
+    """Every metric of samples' features `[n, D]` and log-probabilities, against `ReferenceStats`.
+
+    `kid`, `precision` and `recall` are None where the reference has no features of its own.
+    """
+    score, score_std = inception_score(log_p)
+    row = {
+        "fid": frechet_distance(*moments(features), reference.mean, reference.covariance),
+        "is": score,
+        "is_std": score_std,
+        "kid": None,
+        "kid_std": None,
+        "precision": None,
+        "recall": None,
+    }
+    if reference.features is not None:
+        row["kid"], row["kid_std"] = kernel_distance(features, reference.features)
+        row["precision"], row["recall"] = precision_recall(
+            features, reference.features, reference_radii=reference.radii
+        )
+    return row

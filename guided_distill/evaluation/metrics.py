@@ -4,6 +4,8 @@ import numpy as np
 
 from guided_distill.errors import UserError
 
+ROWS_AT_ONCE = 1_000
+
 
 class Moments:
     """Mean and covariance of features that come in batches, in float64 and constant memory.
@@ -90,7 +92,7 @@ def inception_score(log_probabilities, num_splits=10):
     return float(np.mean(scores)), float(np.std(scores))
 
 
-def kernel_distance(features, reference, *, num_subsets=100, subset_size=1000, seed=0):
+def kernel_distance(features, reference, *, num_subsets=20, subset_size=1000, seed=0):
     """Kernel inception distance: unbiased squared MMD, kernel (xᵀy/D + 1)³ (Binkowski et al. 2018).
 
     Args:
@@ -121,38 +123,49 @@ def squared_mmd(x, y):
     return within / (n * (n - 1)) - 2.0 * kernel(x, y).mean()
 
 
-def precision_recall(features, reference, *, num_neighbours=3, rows_at_once=1000):
+def precision_recall(features, reference, *, reference_radii=None):
     """Improved precision and recall (Kynkäänniemi et al. 2019).
 
     Precision: the share of samples inside some reference's ball, whose radius is the distance to
-    its k-th neighbour. Recall: the same with the roles exchanged.
+    its third neighbour. Recall: the same with the roles exchanged.
 
     Args:
       features: `[n, D]` of samples.
       reference: `[m, D]`.
-      num_neighbours: k.
-      rows_at_once: rows of the distance matrix in memory.
+      reference_radii: `neighbour_radii(reference)`, where it is known already.
 
     Returns:
       (precision, recall).
     """
-
-    def coverage(points, centres):
-        radii = np.concatenate(
-            [
-                np.partition(distances(part, centres), num_neighbours, axis=1)[:, num_neighbours]
-                for part in blocks(centres)
-            ]
-        )
-        return np.mean(
-            np.concatenate([(distances(p, centres) <= radii).any(axis=1) for p in blocks(points)])
-        )
-
-    def blocks(points):
-        return np.array_split(points, -(-len(points) // rows_at_once))
-
     features, reference = (np.asarray(a, np.float64) for a in (features, reference))
-    return float(coverage(features, reference)), float(coverage(reference, features))
+    if reference_radii is None:
+        reference_radii = neighbour_radii(reference)
+    return (
+        coverage(features, reference, reference_radii),
+        coverage(reference, features, neighbour_radii(features)),
+    )
+
+
+def neighbour_radii(points, num_neighbours=3):
+    """Distance of each of `[n, D]` to its k-th neighbour, `[n]`."""
+    points = np.asarray(points, np.float64)
+    return np.concatenate(
+        [
+            np.partition(distances(part, points), num_neighbours, axis=1)[:, num_neighbours]
+            for part in _blocks(points)
+        ]
+    )
+
+
+def coverage(points, centres, radii):
+    """Share of points `[n, D]` that lie in the ball of some centre `[m, D]`, radii `[m]`."""
+    inside = [(distances(part, centres) <= radii).any(axis=1) for part in _blocks(points)]
+    return float(np.mean(np.concatenate(inside)))
+
+
+def _blocks(points):
+    """Parts whose distance matrices fit in memory."""
+    return np.array_split(points, -(-len(points) // ROWS_AT_ONCE))
 
 
 def distances(a, b):
