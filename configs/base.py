@@ -130,7 +130,9 @@ def get_config():
     config.evaluation.num_samples = 50_000  # per row of the table
     config.evaluation.batch_size = 256  # samples per call
     config.evaluation.seed = 1_000  # of the noise that every model starts from
-    config.evaluation.classifier_updates = 1_000  # of the classifier whose features are used
+    config.evaluation.inception = ""  # weights of --mode=convert_inception; "" = the classifier
+    config.evaluation.reference_stats = ""  # .npz with mu and sigma; "" = of the training pictures
+    config.evaluation.classifier_updates = 1_000  # of the data set's own classifier
     return config
 
 

@@ -112,7 +112,7 @@ def evaluate(config, workdir, samplers=None):
     )
     rows, pictures = comparison.run(contenders, config.evaluation.w)
     translations = evaluate_translation(config, stages, samplers, classifier, test_source)
-    provenance = describe(config, records, classifier, reference, train_source, test_source)
+    provenance = describe(config, records, extractor, classifier, reference, test_source)
     write_report(folder, rows, pictures, translations, provenance)
     print(terminal_summary(rows, translations, provenance))
     say(f"report: {folder / 'report.md'}")
@@ -128,6 +128,19 @@ def load_classifier(config, workdir, train_source, test_source):
         num_updates=config.evaluation.classifier_updates,
         seed=config.seed,
     )
+
+
+def reference_stats(config, workdir, out=""):
+    """The job `reference_stats`: statistics of the training pictures, for any later evaluation."""
+    train_source = load_source(config.data.name, "train")
+    test_source = load_source(config.data.name, "test")
+    classifier = None
+    if not config.evaluation.inception:
+        classifier = load_classifier(config, workdir, train_source, test_source)
+    extractor = choose_extractor(config, classifier)
+    path = pathlib.Path(out or workdir / "reference" / f"{extractor.name}.npz")
+    save_reference(path, compute_reference(train_source, extractor))
+    say(f"statistics of {len(train_source):,} pictures on {extractor.name}: {path}")
 
 
 def choose_extractor(config, classifier):
@@ -185,15 +198,14 @@ def check_evaluation(config, workdir, stages):
         settings.check_distilled(num_steps, distilled, what="evaluation.num_steps")
 
 
-def describe(config, records, classifier, reference, train_source, test_source):
+def describe(config, records, extractor, classifier, reference, test_source):
     """What a report's numbers rest on, as plain JSON."""
     return {
         "evaluation": settings.to_plain(config)["evaluation"],
         "params_sha256": {name: record["params_sha256"] for name, record in records.items()},
-        "data": train_source.name,
-        "data_sha256": train_source.sha256,
+        "data": test_source.name,
+        "features": extractor.name,
         "reference": reference.provenance,
-        "reference_size": len(train_source),
         "test_size": len(test_source),
         "classifier": classifier.name,
         "classifier_accuracy": classifier.accuracy,

@@ -16,6 +16,7 @@ from guided_distill.rules import (
     COUNT,
     FINITE,
     LEARNING_RATE,
+    PATH,
     RATE,
     Rule,
     choice,
@@ -95,6 +96,8 @@ RULES = {
     "evaluation.num_samples": integer(2),
     "evaluation.batch_size": COUNT,
     "evaluation.seed": integer(0),
+    "evaluation.inception": PATH,
+    "evaluation.reference_stats": PATH,
     "evaluation.classifier_updates": COUNT,
 }
 ROUND_RULES = {

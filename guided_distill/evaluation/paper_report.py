@@ -15,7 +15,7 @@ from guided_distill.evaluation.paper_tables import (
     table_3,
     training_costs,
 )
-from guided_distill.evaluation.report import translation_table
+from guided_distill.evaluation.report import distance_words, translation_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +84,8 @@ def introduction(run):
     provenance = run.provenance
     known = load_paper_results(provenance["data"])
     beside = " The paper's numbers, and ours less theirs, stand beside." if known else ""
-    n, size = run.rows[0]["n"], provenance["reference_size"]
-    return f"""n = {n} samples in every row, against {size:,} training pictures, features:
-{provenance["features"]}. FD is the Fréchet distance on these features (the
-paper's FID is on Inception features, n = 50,000), IS the inception score of the same classifier.
-D / S: deterministic / stochastic sampler, each with the student distilled for it.{beside}"""
+    return f"""{distance_words(provenance, run.rows[0]["n"])} FD is the Fréchet distance on these
+features (the paper's FID: on Inception features, n = 50,000), IS the inception score on them. D / S: deterministic / stochastic sampler, each with the student distilled for it.{beside}"""
 
 
 def list_sections(run, curves):

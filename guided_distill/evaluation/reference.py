@@ -90,7 +90,7 @@ def load_reference(path, source, extractor):
     try:
         with np.load(path, allow_pickle=False) as file:
             mean, covariance = (np.asarray(file[name], np.float64) for name in ("mu", "sigma"))
-            features = file["features"] if "features" in file else None
+            features = file.get("features", None)
             provenance = json.loads(str(file["provenance"])) if "provenance" in file else {}
     except FileNotFoundError:
         raise UserError(f"{path} is missing: --mode=reference_stats makes it") from None

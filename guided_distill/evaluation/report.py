@@ -20,6 +20,8 @@ REFERENCES = ("teacher", "step_one")
 BASELINES = ("ddim", "ancestral")
 PAIRS = ("teacher", "two_student", *BASELINES)  # two network calls per step
 STRIP_LENGTH = 10
+HIGHER_IS_BETTER = ("accuracy", "is", "precision", "recall")
+SCALES = {"kid": 1000}
 
 
 def write_report(folder, rows, pictures, translations, provenance):
@@ -95,7 +97,7 @@ def table(rows, metric, digits):
     lines = {}
     for row in rows:
         lines.setdefault((row["model"], row["num_steps"]), {})[row["w"]] = row
-    lowest = metric not in ("accuracy", "is")
+    lowest = metric not in HIGHER_IS_BETTER
     best = {}
     for w in weights:
         few = [r[metric] for r in rows if r["w"] == w and r["model"] not in REFERENCES]
@@ -104,7 +106,10 @@ def table(rows, metric, digits):
     def cell(row):
         if row is None:
             return ""
-        text = f"{row[metric]:.{digits}f}"
+        scale = SCALES.get(metric, 1)
+        text = f"{scale * row[metric]:.{digits}f}"
+        if row.get(f"{metric}_std") is not None:
+            text += f" ± {scale * row[f'{metric}_std']:.{digits}f}"
         is_best = row["model"] not in REFERENCES and row[metric] == best[row["w"]]
         return f"**{text}**" if is_best else text
 
@@ -190,9 +195,9 @@ def terminal_summary(rows, translations, provenance):
     return "\n".join(
         [
             "",
-            f"Fréchet distance to {provenance['data']} on classifier features (n = {n}, "
-            f"classifier {provenance['classifier_accuracy']:.1%} right on held-out data); "
-            "lower is better",
+            f"{distance_name(provenance, n)} to {provenance['data']} on {provenance['features']} "
+            f"(n = {n}; classifier {provenance['classifier_accuracy']:.1%} right on held-out "
+            "data); lower is better",
             table(rows, "fid", 2).replace("**", "  "),
             "",
             "Same-noise RMSE to the full teacher; lower is better",
@@ -201,6 +206,33 @@ def terminal_summary(rows, translations, provenance):
             *(translated if translations else []),
         ]
     )
+
+
+def on_inception(provenance):
+    """Whether distances are on InceptionV3's features."""
+    return provenance["features"].startswith("inception")
+
+
+def distance_name(provenance, n):
+    """'FID-50k' for 50,000 samples on Inception features and for nothing else."""
+    if not on_inception(provenance):
+        return "Fréchet distance"
+    return "FID-50k" if n == 50_000 else f"FID of {n:,} samples"
+
+
+def distance_words(provenance, n):
+    """What the distance was measured on, and how it is biased."""
+    reference = provenance["reference"]
+    size = f"{reference['n']:,} pictures" if "n" in reference else f"{reference['file']}"
+    on = f"To {size}, on {provenance['features']}; n = {n:,} samples in every row."
+    if not on_inception(provenance):
+        on += (
+            " The features are those of a classifier trained on the same data, not Inception's: "
+            "compare rows, not papers."
+        )
+    if n < 50_000:
+        on += " A small n biases every value upwards."
+    return on
 
 
 def render_markdown(rows, translations, provenance):
@@ -234,6 +266,20 @@ with their own.
 
 {translation_table(translations)}
 """
+    neighbours_part = f"""
+## Kernel distance, precision and recall
+
+Unbiased squared MMD with the cubic kernel, mean ± deviation over subsets, x 1000:
+
+{table(rows, "kid", 2)}
+
+Share of samples among the training pictures (precision), and of those among the samples (recall),
+by balls to the third neighbour:
+
+{table(rows, "precision", 3)}
+
+{table(rows, "recall", 3)}
+"""
     return f"""# {provenance["data"]}: distilled guided diffusion
 
 A guided teacher that needs {full["network_calls"]} network calls for a picture, distilled into
@@ -245,13 +291,9 @@ unguided). Training took {minutes:.1f} minutes on {provenance["devices"]}.
 
 Every strip starts from the same ten noise samples, labels 0 to 9 of the data set's classes.
 
-## Fréchet distance
+## {distance_name(provenance, full["n"])}
 
-To the {provenance["reference_size"]:,} training pictures, on features of a classifier trained on
-the same data ({provenance["features"]}; {provenance["classifier_accuracy"]:.1%} right on
-{provenance["test_size"]} held-out pictures). n = {full["n"]} samples in every row. These are not
-Inception features: compare rows, not papers; and a small n biases every value upwards. Lower is
-better; bold marks the best of the few-call models.
+{distance_words(provenance, full["n"])} Lower is better; bold marks the best of the few-call models.
 
 {table(rows, "fid", 2)}
 
@@ -267,14 +309,16 @@ Root mean square difference of samples from the same noise and label, pictures i
 {step_one_part if to_step_one else ""}
 ## Class accuracy and inception score
 
-Share of samples that the classifier gives the class that was asked for:
+Share of samples that a classifier trained on the same data ({provenance["classifier"]};
+{provenance["classifier_accuracy"]:.1%} right on {provenance["test_size"]} held-out pictures) gives the
+class that was asked for:
 
 {table(rows, "accuracy", 3)}
 
-exp E[KL(p(y|x) ‖ p(y))] of the same classifier, over all n samples:
+exp E[KL(p(y|x) ‖ p(y))] on {provenance["features"]}, mean ± deviation over 10 splits:
 
 {table(rows, "is", 2)}
-
+{neighbours_part if rows[0]["kid"] is not None else ""}
 {translation_part if translations else ""}
 ## Speed
 
