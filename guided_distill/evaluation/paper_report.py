@@ -85,7 +85,8 @@ def introduction(run):
     known = load_paper_results(provenance["data"])
     beside = " The paper's numbers, and ours less theirs, stand beside." if known else ""
     return f"""{distance_words(provenance, run.rows[0]["n"])} FD is the Fréchet distance on these
-features (the paper's FID: on Inception features, n = 50,000), IS the inception score on them. D / S: deterministic / stochastic sampler, each with the student distilled for it.{beside}"""
+features (the paper's FID: on Inception features, n = 50,000), IS the inception score on them.
+D / S: deterministic / stochastic sampler, each with the student distilled for it.{beside}"""
 
 
 def list_sections(run, curves):

@@ -309,9 +309,9 @@ Root mean square difference of samples from the same noise and label, pictures i
 {step_one_part if to_step_one else ""}
 ## Class accuracy and inception score
 
-Share of samples that a classifier trained on the same data ({provenance["classifier"]};
-{provenance["classifier_accuracy"]:.1%} right on {provenance["test_size"]} held-out pictures) gives the
-class that was asked for:
+Share of samples that get the class that was asked for from a classifier trained on the same data
+({provenance["classifier"]}; {provenance["classifier_accuracy"]:.1%} right on
+{provenance["test_size"]} held-out pictures):
 
 {table(rows, "accuracy", 3)}
 
