@@ -103,10 +103,13 @@ def evaluate(config, workdir, samplers=None):
         baseline_num_steps=config.evaluation.baseline_num_steps,
     )
     comparison = Evaluation(
+        workdir / "evaluation",
         reference,
         extractor,
         classifier,
         num_classes=train_source.num_classes,
+        image_shape=train_source.image_shape,
+        batch_size=config.evaluation.batch_size,
         num_samples=config.evaluation.num_samples,
         seed=config.evaluation.seed,
     )

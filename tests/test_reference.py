@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from guided_distill.data.sources import ArraySource
+from guided_distill.data.sources import ArraySource, to_float
 from guided_distill.errors import UserError
-from guided_distill.evaluation.evaluate import measure_features
 from guided_distill.evaluation.features import FeatureExtractor
+from guided_distill.evaluation.measure import Measurement
 from guided_distill.evaluation.reference import compute_reference, load_reference, save_reference
 
 
@@ -42,17 +42,34 @@ def test_statistics_are_those_of_all_pictures_and_survive_the_disk(source, tmp_p
     assert list((tmp_path / "a").iterdir()) == [tmp_path / "a" / "stats.npz"]
 
 
+def measure(images, extractor, reference, batch_size=300):
+    """The metrics of pictures, batch by batch."""
+    measurement = Measurement(len(images), extractor, extractor, reference)
+    for part in np.array_split(images, -(-len(images) // batch_size)):
+        measurement.add(to_float(part), np.zeros(len(part)), {})
+    return measurement.result()
+
+
 def test_files_of_other_tools_are_read_but_lack_neighbours(source, tmp_path):
-    features, log_p = extractor().apply(source.images)
-    np.savez(tmp_path / "x.npz", mu=features.mean(axis=0), sigma=np.cov(features, rowvar=False))
-    stats = load_reference(tmp_path / "x.npz", source, extractor())
-    row = measure_features(features, log_p, stats)
-    assert row["fid"] < 1e-6 and row["is"] > 1 and row["is_std"] >= 0
-    assert row["kid"] is row["precision"] is row["recall"] is None
     small = extractor(scale=0.01)
-    features, log_p = small.apply(source.images[:500])
-    own = measure_features(features, log_p, compute_reference(source, small))
+    features, _ = small.apply(source.images)
+    np.savez(tmp_path / "x.npz", mu=features.mean(axis=0), sigma=np.cov(features, rowvar=False))
+    row = measure(source.images, small, load_reference(tmp_path / "x.npz", source, small))
+    assert row["fid"] < 1e-6 and row["is"] > 1 and row["is_std"] >= 0 and row["n"] == 2500
+    assert row["kid"] is row["precision"] is row["recall"] is None
+    own = measure(source.images[:500], small, compute_reference(source, small))
     assert own["precision"] == 1.0 and 0.5 < own["recall"] <= 1.0 and abs(own["kid"]) < 0.05
+
+
+def test_metrics_do_not_depend_on_the_batches(source):
+    reference = compute_reference(source, extractor(scale=0.01))
+    rows = [
+        measure(source.images[:501], extractor(scale=0.01), reference, batch_size=size)
+        for size in (7, 100, 501)
+    ]
+    for row in rows[1:]:
+        for name, value in rows[0].items():
+            assert value is None or isinstance(value, str) or np.isclose(row[name], value), name
 
 
 def test_statistics_that_do_not_fit_are_refused(source, tmp_path):

@@ -72,24 +72,52 @@ def frechet_distance(mean_a, cov_a, mean_b, cov_b):
     return max(0.0, float(distance - 2.0 * trace_root))
 
 
-def inception_score(log_probabilities, num_splits=10):
-    """exp E[KL(p(y|x) ‖ p(y))] (Salimans et al. 2016), mean and deviation over splits.
+class InceptionScore:
+    """exp E[KL(p(y|x) ‖ p(y))] over consecutive splits, in batches (Salimans et al. 2016).
 
     Args:
-      log_probabilities: `[n, classes]`, in the order of the samples.
-      num_splits: consecutive parts, each with a p(y) of its own.
-
-    Returns:
-      (mean, standard deviation) over the splits.
+      n: samples to come.
+      num_splits: parts, each with a p(y) of its own.
     """
-    log_p = np.asarray(log_probabilities, np.float64)
-    scores = []
-    for part in np.array_split(log_p, min(num_splits, len(log_p))):
-        p = np.exp(part)
-        tiny = np.finfo(np.float64).tiny
-        divergence = np.sum(p * (part - np.log(p.mean(axis=0) + tiny)), axis=1)
-        scores.append(np.exp(divergence.mean()))
-    return float(np.mean(scores)), float(np.std(scores))
+
+    def __init__(self, n, num_splits=10):
+        self._bounds = [k * n // num_splits for k in range(1, num_splits + 1)]
+        self._parts, self._seen = [[0, 0.0, 0.0] for _ in self._bounds], 0
+
+    def add(self, log_probabilities):
+        """Adds a batch `[B, classes]`, in the order of the samples."""
+        log_p = np.asarray(log_probabilities, np.float64)
+        position = self._seen + np.arange(len(log_p))
+        split = np.searchsorted(self._bounds, position, side="right")
+        for k in np.unique(split):
+            part = log_p[split == k]
+            entry = self._parts[k]
+            entry[0] += len(part)
+            entry[1] += np.sum(np.exp(part) * part)
+            entry[2] = entry[2] + np.exp(part).sum(axis=0)
+        self._seen += len(log_p)
+
+    def result(self):
+        """(mean, standard deviation) over the splits that hold samples."""
+        scores = []
+        for count, negative_entropy, total in self._parts:
+            if count:
+                mean = total / count
+                divergence = negative_entropy / count - np.sum(mean * _log(mean))
+                scores.append(np.exp(divergence))
+        return float(np.mean(scores)), float(np.std(scores))
+
+
+def _log(p):
+    """log p, finite at 0, where p log p is 0."""
+    return np.log(np.maximum(p, np.finfo(np.float64).tiny))
+
+
+def inception_score(log_probabilities, num_splits=10):
+    """(mean, standard deviation) of the score of `[n, classes]` at once: see `InceptionScore`."""
+    score = InceptionScore(len(log_probabilities), num_splits)
+    score.add(log_probabilities)
+    return score.result()
 
 
 def kernel_distance(features, reference, *, num_subsets=20, subset_size=1000, seed=0):
