@@ -19,6 +19,7 @@ from guided_distill.evaluation.reference import (
     save_reference,
 )
 from guided_distill.evaluation.report import terminal_summary, write_report
+from guided_distill.evaluation.round_gap import measure_round_gaps
 from guided_distill.evaluation.translation import (
     can_translate,
     list_coders,
@@ -35,6 +36,7 @@ from guided_distill.stages import (
 )
 from guided_distill.training import sharding
 from guided_distill.training.checkpoint import read_json
+from guided_distill.training.metric_writer import make_metric_writer
 from guided_distill.training.progress import say
 from guided_distill.training.stage_folder import StageFolder
 
@@ -114,10 +116,16 @@ def evaluate(config, workdir, samplers=None):
         seed=config.evaluation.seed,
     )
     rows, pictures = comparison.run(contenders, config.evaluation.w)
-    translations = evaluate_translation(config, stages, samplers, classifier, test_source)
-    provenance = describe(config, records, extractor, classifier, reference, test_source)
-    write_report(folder, rows, pictures, translations, provenance)
-    print(terminal_summary(rows, translations, provenance))
+    weights, seed = config.evaluation.w, config.evaluation.seed
+    results = {
+        "rows": rows,
+        "translations": evaluate_translation(config, stages, samplers, classifier, test_source),
+        "round_gaps": measure_round_gaps(stages, train_source, weights, seed=seed),
+        "provenance": describe(config, records, extractor, classifier, reference, test_source),
+    }
+    write_report(folder, results, pictures)
+    write_to_tensorboard(workdir, results)
+    print(terminal_summary(results))
     say(f"report: {folder / 'report.md'}")
     return True
 
@@ -167,6 +175,20 @@ def find_reference(config, workdir, source, extractor):
     reference = compute_reference(source, extractor)
     save_reference(path, reference)
     return reference
+
+
+def write_to_tensorboard(workdir, results):
+    """The report's numbers beside the curves of training, at the run's last update."""
+    stages = results["provenance"]["stages"].values()
+    scalars = {
+        f"report/{metric}, w = {row['w']:g}/{row['model']}_{row['num_steps']:04d}": row[metric]
+        for row in results["rows"]
+        for metric in ("fid", "is", "accuracy", "rmse_to_teacher")
+        if row[metric] is not None
+    }
+    writer = make_metric_writer(workdir / "metrics")
+    writer.write_scalars(sum(stage["updates"] for stage in stages), scalars)
+    writer.flush()
 
 
 def evaluate_translation(config, stages, samplers, classifier, test_source):

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 from guided_distill.evaluation.curves import save_metrics_by_steps, save_trade_off
+from guided_distill.evaluation.html import write_html
 from guided_distill.evaluation.paper_tables import (
     factor_table,
     load_paper_results,
@@ -60,7 +61,9 @@ def write_paper_report(folder, runs):
             "(forward = 1, forward and backward = 3; teacher and step one left out), and its "
             f"Fréchet distance.\n\n{factor_table(costs)}"
         )
-    (folder / "paper.md").write_text("\n\n".join(parts) + "\n")
+    text = "\n\n".join(parts) + "\n"
+    (folder / "paper.md").write_text(text)
+    write_html(folder / "paper.html", text)
 
 
 def draw_curves(folder, run):

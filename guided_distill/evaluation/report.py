@@ -2,7 +2,8 @@
 
 import pathlib
 
-from guided_distill.evaluation.curves import save_distance_by_calls, save_trade_off
+from guided_distill.evaluation.curves import save_distance_by_calls, save_round_gaps, save_trade_off
+from guided_distill.evaluation.html import write_html
 from guided_distill.evaluation.pictures import save_strips
 from guided_distill.training.checkpoint import write_json
 
@@ -24,26 +25,28 @@ HIGHER_IS_BETTER = ("accuracy", "is", "precision", "recall")
 SCALES = {"kid": 1000}
 
 
-def write_report(folder, rows, pictures, translations, provenance):
+def write_report(folder, results, pictures):
     """Writes the report into `folder`.
 
     Args:
       folder: `report/` of the workdir.
-      rows: rows of `Evaluation.run`.
+      results: plain JSON: `rows` of `Evaluation.run`, `translations` of `measure_translation`,
+        `round_gaps` of `measure_round_gaps`, and `provenance`, what the numbers rest on.
       pictures: pictures of `Evaluation.run`.
-      translations: rows of `measure_translation`, empty without an encoder.
-      provenance: what the numbers rest on, plain JSON.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    rows = results["rows"]
+    save_round_gaps(folder / "round_gaps.png", results["round_gaps"])
     save_distance_by_calls(folder / "distance_by_calls.png", rows)
     save_trade_off(folder / "trade_off.png", rows)
     compared = comparison_blocks(pictures)
     save_strips(folder / "comparison.png", compared, "The same noise through every model")
     dial = dial_blocks(pictures)
     save_strips(folder / "student.png", dial, "One student family: guidance weight by steps")
-    (folder / "report.md").write_text(render_markdown(rows, translations, provenance))
-    results = {"provenance": provenance, "rows": rows, "translations": translations}
+    text = render_markdown(results)
+    (folder / "report.md").write_text(text)
+    write_html(folder / "index.html", text)
     write_json(folder / "results.json", results)
 
 
@@ -122,6 +125,20 @@ def table(rows, metric, digits):
     return align([header, *body])
 
 
+def gap_table(gaps):
+    """The gap of each round over all its times, a line per stage and a column per w."""
+    weights = sorted({gap["w"] for gap in gaps})
+    body = []
+    for stage in dict.fromkeys(gap["stage"] for gap in gaps):
+        squares = {w: [] for w in weights}
+        for gap in gaps:
+            if gap["stage"] == stage:
+                squares[gap["w"]].append(gap["rmse"] ** 2)
+        cells = [f"{(sum(s) / len(s)) ** 0.5:.4f}" if s else "" for s in squares.values()]
+        body.append([stage, *cells])
+    return align([["round", *(f"w = {w:g}" for w in weights)], *body])
+
+
 def same_noise(rows):
     """The rows of samplers that draw no noise on the way: their samples can be compared."""
     return [row for row in rows if row["sampler"] == "ddim"]
@@ -188,8 +205,10 @@ def translation_table(rows):
     return align([header, *body])
 
 
-def terminal_summary(rows, translations, provenance):
+def terminal_summary(results):
     """What a run prints at its end."""
+    rows, translations = results["rows"], results["translations"]
+    provenance = results["provenance"]
     n = rows[0]["n"]
     translated = ["Style transfer of held-out pictures", translation_table(translations), ""]
     return "\n".join(
@@ -235,8 +254,10 @@ def distance_words(provenance, n):
     return on
 
 
-def render_markdown(rows, translations, provenance):
+def render_markdown(results):
     """The report as Markdown."""
+    rows, translations = results["rows"], results["translations"]
+    provenance = results["provenance"]
     full = next(row for row in rows if row["model"] == "teacher")
     student = main_model({row["model"] for row in rows})
     students = [row for row in rows if row["model"] == student]
@@ -307,6 +328,15 @@ Root mean square difference of samples from the same noise and label, pictures i
 
 {table(same_noise(rows), "rmse_to_teacher", 3)}
 {step_one_part if to_step_one else ""}
+## Which round lost what
+
+Each student's one step against its teacher's sub-steps: RMSE of its prediction from the target of
+its round, on noised training pictures, over up to eight times t = i/N.
+
+{gap_table(results["round_gaps"])}
+
+![Gap of each round over time](round_gaps.png)
+
 ## Class accuracy and inception score
 
 Share of samples that get the class that was asked for from a classifier trained on the same data
