@@ -9,9 +9,15 @@ from guided_distill import settings
 from guided_distill.data.sources import load_source, to_uint8
 from guided_distill.errors import UserError
 from guided_distill.evaluation.classifier import load_or_train_classifier
-from guided_distill.evaluation.evaluate import STUDENT_MODELS, Evaluation, list_contenders
+from guided_distill.evaluation.evaluate import (
+    STUDENT_MODELS,
+    Evaluation,
+    list_contenders,
+    merge_draws,
+)
 from guided_distill.evaluation.features import load_inception_extractor
 from guided_distill.evaluation.generate import Samplers
+from guided_distill.evaluation.nearest import nearest_pictures
 from guided_distill.evaluation.pictures import grid, save_grid
 from guided_distill.evaluation.reference import (
     compute_reference,
@@ -104,18 +110,22 @@ def evaluate(config, workdir, samplers=None):
         baselines=config.evaluation.baselines,
         baseline_num_steps=config.evaluation.baseline_num_steps,
     )
-    comparison = Evaluation(
-        workdir / "evaluation",
-        reference,
-        extractor,
-        classifier,
-        num_classes=train_source.num_classes,
-        image_shape=train_source.image_shape,
-        batch_size=config.evaluation.batch_size,
-        num_samples=config.evaluation.num_samples,
-        seed=config.evaluation.seed,
-    )
-    rows, pictures = comparison.run(contenders, config.evaluation.w)
+    draws = [
+        Evaluation(
+            workdir / "evaluation",
+            reference,
+            extractor,
+            classifier,
+            num_classes=train_source.num_classes,
+            image_shape=train_source.image_shape,
+            num_samples=config.evaluation.num_samples,
+            batch_size=config.evaluation.batch_size,
+            seed=config.evaluation.seed + draw,
+        ).run(contenders, config.evaluation.w)
+        for draw in range(config.evaluation.num_draws)
+    ]
+    rows = [merge_draws(same) for same in zip(*(rows for rows, _ in draws), strict=True)]
+    pictures = draws[0][1]
     weights, seed = config.evaluation.w, config.evaluation.seed
     results = {
         "rows": rows,
@@ -123,7 +133,8 @@ def evaluate(config, workdir, samplers=None):
         "round_gaps": measure_round_gaps(stages, train_source, weights, seed=seed),
         "provenance": describe(config, records, extractor, classifier, reference, test_source),
     }
-    write_report(folder, results, pictures)
+    nearest = nearest_pictures(pictures, extractor, reference, train_source)
+    write_report(folder, results, pictures, nearest)
     write_to_tensorboard(workdir, results)
     print(terminal_summary(results))
     say(f"report: {folder / 'report.md'}")

@@ -94,6 +94,7 @@ RULES = {
     "evaluation.translation_num_steps": COUNT,
     "evaluation.paper_report": BOOLEAN,
     "evaluation.num_samples": integer(2),
+    "evaluation.num_draws": COUNT,
     "evaluation.batch_size": COUNT,
     "evaluation.seed": integer(0),
     "evaluation.inception": PATH,

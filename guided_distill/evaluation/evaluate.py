@@ -14,6 +14,7 @@ from guided_distill.training.checkpoint import read_json, write_json
 from guided_distill.training.progress import Progress
 
 KEPT_ON_DISK = ("teacher", "step_one")  # models whose samples others are compared with
+MEAN_OVER_DRAWS = ("fid", "is", "kid", "precision", "recall", "accuracy", "rmse_to_teacher")
 PICTURES_KEPT = 20
 
 
@@ -93,6 +94,26 @@ def list_contenders(
             model = "single_w" if single else STUDENT_MODELS[record["algorithm"]]
             contenders.append(contender(name, model, record["num_steps"]))
     return contenders
+
+
+def merge_draws(draws):
+    """One row from those of the same model and weight in several draws.
+
+    Args:
+      draws: rows in `results.json`'s keys, one per draw.
+
+    Returns:
+      The row of the means; `<metric>_std` is the deviation over the draws where there are several.
+    """
+    if len(draws) == 1:
+        return draws[0]
+    merged = dict(draws[0]) | {"draws": len(draws)}
+    for metric in MEAN_OVER_DRAWS:
+        values = [row[metric] for row in draws]
+        if None not in values:
+            merged[metric] = float(np.mean(values))
+            merged[f"{metric}_std"] = float(np.std(values, ddof=1))
+    return merged
 
 
 class Evaluation:

@@ -41,7 +41,7 @@ class ReferenceStats:
 def compute_reference(source, extractor):
     """`ReferenceStats` of a data source's pictures, without augmentation, in constant memory."""
     moments, kept = Moments(), []
-    stride = -(-len(source) // FEATURES_KEPT)
+    stride = -(-len(source) // FEATURES_KEPT)  # `nearest` relies on even spacing
     progress = Progress("reference statistics", total=len(source), unit="picture")
     for start in range(0, len(source), PICTURES_AT_ONCE):
         indices = np.arange(start, min(start + PICTURES_AT_ONCE, len(source)))

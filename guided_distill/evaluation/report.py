@@ -21,11 +21,17 @@ REFERENCES = ("teacher", "step_one")
 BASELINES = ("ddim", "ancestral")
 PAIRS = ("teacher", "two_student", *BASELINES)  # two network calls per step
 STRIP_LENGTH = 10
+NEAREST_PART = """## Nearest training pictures
+
+![Samples and the training pictures nearest to them](nearest.png)
+
+Nearest by features: a student that copied its data would show the same picture twice.
+"""
 HIGHER_IS_BETTER = ("accuracy", "is", "precision", "recall")
 SCALES = {"kid": 1000}
 
 
-def write_report(folder, results, pictures):
+def write_report(folder, results, pictures, nearest):
     """Writes the report into `folder`.
 
     Args:
@@ -33,6 +39,7 @@ def write_report(folder, results, pictures):
       results: plain JSON: `rows` of `Evaluation.run`, `translations` of `measure_translation`,
         `round_gaps` of `measure_round_gaps`, and `provenance`, what the numbers rest on.
       pictures: pictures of `Evaluation.run`.
+      nearest: blocks of `nearest_pictures`, or none.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +51,11 @@ def write_report(folder, results, pictures):
     save_strips(folder / "comparison.png", compared, "The same noise through every model")
     dial = dial_blocks(pictures)
     save_strips(folder / "student.png", dial, "One student family: guidance weight by steps")
-    text = render_markdown(results)
+    if nearest:
+        save_strips(
+            folder / "nearest.png", nearest, "Samples and the training pictures nearest to them"
+        )
+    text = render_markdown(results, with_nearest=bool(nearest))
     (folder / "report.md").write_text(text)
     write_html(folder / "index.html", text)
     write_json(folder / "results.json", results)
@@ -123,6 +134,31 @@ def table(rows, metric, digits):
         body.append(name + [cell(by_w.get(w)) for w in weights])
     header = ["model", "N", "calls"] + [f"w = {w:g}" for w in weights]
     return align([header, *body])
+
+
+def glance_table(rows, provenance, minutes):
+    """The run at a glance."""
+    full = next(row for row in rows if row["model"] == "teacher")
+    student = main_model({row["model"] for row in rows})
+    fewest = min((row for row in rows if row["model"] == student), key=lambda r: r["num_steps"])
+    speed_up = fewest["images_per_second"] / full["images_per_second"]
+    name = distance_name(provenance, full["n"])
+    return align(
+        [
+            ["at a glance", ""],
+            ["data", provenance["data"]],
+            ["training", f"{minutes:.1f} minutes on {provenance['devices']}"],
+            [
+                "network calls",
+                f"{full['network_calls']} of the teacher, {fewest['num_steps']} at least",
+            ],
+            ["speed-up", f"{speed_up:,.0f} x with {fewest['network_calls']}"],
+            [
+                f"{name}, w = {full['w']:g}",
+                f"teacher {full['fid']:.2f}, student {fewest['fid']:.2f}",
+            ],
+        ]
+    )
 
 
 def gap_table(gaps):
@@ -254,7 +290,7 @@ def distance_words(provenance, n):
     return on
 
 
-def render_markdown(results):
+def render_markdown(results, *, with_nearest):
     """The report as Markdown."""
     rows, translations = results["rows"], results["translations"]
     provenance = results["provenance"]
@@ -306,7 +342,9 @@ by balls to the third neighbour:
 A guided teacher that needs {full["network_calls"]} network calls for a picture, distilled into
 students that need {fewest["network_calls"]} to {max(r["network_calls"] for r in students)}, over
 guidance weights w in [{provenance["w_range"][0]:g}, {provenance["w_range"][1]:g}] (w = 0 is
-unguided). Training took {minutes:.1f} minutes on {provenance["devices"]}.
+unguided).
+
+{glance_table(rows, provenance, minutes)}
 
 ![The same noise through every model](comparison.png)
 
@@ -360,6 +398,7 @@ Measured in this run, compilation left out, batches of {provenance["batch_size"]
 
 ![Guidance weight by number of steps](student.png)
 
+{NEAREST_PART if with_nearest else ""}
 ## What it took
 
 {align([["stage", "updates", "million network evaluations", "seconds"], *trained])}
