@@ -22,7 +22,7 @@ def nearest_pictures(pictures, extractor, reference, source):
     """
     if reference.features is None or reference.provenance.get("data_sha256") != source.sha256:
         return {}
-    stride = -(-len(source) // len(reference.features))
+    stride = reference.provenance["stride"]
     model = main_model({name for name, _, _ in pictures})
     fewest = min(steps for name, steps, _ in pictures if name == model)
     blocks = {}

@@ -23,8 +23,8 @@ class ReferenceStats:
       mean: `[D]` float64.
       covariance: `[D, D]` float64.
       features: `[m, D]` float32, an even share of all of them; None in files of other tools.
-      provenance: `data`, `data_sha256`, `n`, `features` (the extractor), `resize`; of other tools'
-        files only what is known.
+      provenance: `data`, `data_sha256`, `n`, `features` (the extractor), `resize`, `stride` (of
+        the pictures whose features are kept); of other tools' files only what is known.
     """
 
     mean: np.ndarray
@@ -41,7 +41,7 @@ class ReferenceStats:
 def compute_reference(source, extractor):
     """`ReferenceStats` of a data source's pictures, without augmentation, in constant memory."""
     moments, kept = Moments(), []
-    stride = -(-len(source) // FEATURES_KEPT)  # `nearest` relies on even spacing
+    stride = -(-len(source) // FEATURES_KEPT)
     progress = Progress("reference statistics", total=len(source), unit="picture")
     for start in range(0, len(source), PICTURES_AT_ONCE):
         indices = np.arange(start, min(start + PICTURES_AT_ONCE, len(source)))
@@ -61,6 +61,7 @@ def compute_reference(source, extractor):
             "n": len(source),
             "features": extractor.name,
             "resize": extractor.resize,
+            "stride": stride,
         },
     )
 

@@ -142,21 +142,18 @@ def glance_table(rows, provenance, minutes):
     student = main_model({row["model"] for row in rows})
     fewest = min((row for row in rows if row["model"] == student), key=lambda r: r["num_steps"])
     speed_up = fewest["images_per_second"] / full["images_per_second"]
-    name = distance_name(provenance, full["n"])
+    name, w = distance_name(provenance, full["n"]), full["w"]
+    both = {
+        f"full teacher, {full['network_calls']} calls": full,
+        calls_label(student, fewest["num_steps"]): fewest,
+    }
     return align(
         [
             ["at a glance", ""],
             ["data", provenance["data"]],
             ["training", f"{minutes:.1f} minutes on {provenance['devices']}"],
-            [
-                "network calls",
-                f"{full['network_calls']} of the teacher, {fewest['num_steps']} at least",
-            ],
-            ["speed-up", f"{speed_up:,.0f} x with {fewest['network_calls']}"],
-            [
-                f"{name}, w = {full['w']:g}",
-                f"teacher {full['fid']:.2f}, student {fewest['fid']:.2f}",
-            ],
+            *([f"{name}, w = {w:g}: {who}", f"{row['fid']:.2f}"] for who, row in both.items()),
+            ["speed-up of the latter", f"{speed_up:,.0f} x"],
         ]
     )
 
