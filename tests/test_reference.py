@@ -61,6 +61,16 @@ def test_files_of_other_tools_are_read_but_lack_neighbours(source, tmp_path):
     assert own["precision"] == 1.0 and 0.5 < own["recall"] <= 1.0 and abs(own["kid"]) < 0.05
 
 
+def test_samples_that_are_not_finite_are_named(source):
+    reference = compute_reference(source, extractor())
+    measurement = Measurement(20, extractor(), extractor(), reference)
+    x = to_float(source.images[:10])
+    measurement.add(x, np.zeros(10), {})
+    x[3, 0, 0, 0] = np.nan
+    with pytest.raises(UserError, match="sample 13 is not finite"):
+        measurement.add(x, np.zeros(10), {})
+
+
 def test_metrics_do_not_depend_on_the_batches(source):
     reference = compute_reference(source, extractor(scale=0.01))
     rows = [

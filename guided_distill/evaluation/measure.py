@@ -3,6 +3,7 @@
 import numpy as np
 
 from guided_distill.data.sources import to_uint8
+from guided_distill.errors import UserError
 from guided_distill.evaluation.metrics import (
     InceptionScore,
     Moments,
@@ -41,6 +42,9 @@ class Measurement:
           labels: what was asked for, `[B]`.
           others: `{name: samples of another model on the same noise, or None}`.
         """
+        if not np.isfinite(x).all():
+            bad = self._moments.n + int(np.flatnonzero(~np.isfinite(x).all(axis=(1, 2, 3)))[0])
+            raise UserError(f"sample {bad} is not finite: the model that drew it has diverged")
         images = to_uint8(x)
         features, log_p = self.extractor.apply(images)
         class_log_p = log_p

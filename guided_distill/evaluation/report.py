@@ -260,6 +260,31 @@ def terminal_summary(results):
     )
 
 
+def neighbours_part(rows, provenance):
+    """Precision, recall and kernel distance; '' where the reference has no features of its own."""
+    if rows[0]["precision"] is None:
+        return ""
+    text = f"""
+## Precision and recall
+
+Share of samples among the training pictures (precision), and of those among the samples (recall),
+by balls to the third neighbour:
+
+{table(rows, "precision", 3)}
+
+{table(rows, "recall", 3)}
+"""
+    if on_inception(provenance):
+        text += f"""
+## Kernel inception distance
+
+Unbiased squared MMD with the cubic kernel x 1000, mean ± deviation over subsets; lower is better:
+
+{table(rows, "kid", 2)}
+"""
+    return text
+
+
 def on_inception(provenance):
     """Whether distances are on InceptionV3's features."""
     return provenance["features"].startswith("inception")
@@ -320,20 +345,6 @@ with their own.
 
 {translation_table(translations)}
 """
-    neighbours_part = f"""
-## Kernel distance, precision and recall
-
-Unbiased squared MMD with the cubic kernel, mean ± deviation over subsets, x 1000:
-
-{table(rows, "kid", 2)}
-
-Share of samples among the training pictures (precision), and of those among the samples (recall),
-by balls to the third neighbour:
-
-{table(rows, "precision", 3)}
-
-{table(rows, "recall", 3)}
-"""
     return f"""# {provenance["data"]}: distilled guided diffusion
 
 A guided teacher that needs {full["network_calls"]} network calls for a picture, distilled into
@@ -383,7 +394,7 @@ Share of samples that get the class that was asked for from a classifier trained
 exp E[KL(p(y|x) ‖ p(y))] on {provenance["features"]}, mean ± deviation over 10 splits:
 
 {table(rows, "is", 2)}
-{neighbours_part if rows[0]["kid"] is not None else ""}
+{neighbours_part(rows, provenance)}
 {translation_part if translations else ""}
 ## Speed
 
