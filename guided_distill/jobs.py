@@ -80,7 +80,7 @@ def train(config, workdir, *, stage_name="", teacher=""):
         return bool(trained)
     evaluated = evaluate(config, workdir, samplers)
     if not trained and not evaluated:
-        say(f"this run is finished: {workdir / 'report' / 'report.md'}")
+        say(f"this run is finished: {workdir / 'report' / 'index.html'}")
     return bool(trained or evaluated)
 
 
@@ -137,7 +137,7 @@ def evaluate(config, workdir, samplers=None):
     write_report(folder, results, pictures, nearest)
     write_to_tensorboard(workdir, results)
     print(terminal_summary(results))
-    say(f"report: {folder / 'report.md'}")
+    say(f"report: {folder / 'index.html'}")
     return True
 
 

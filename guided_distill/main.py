@@ -146,7 +146,7 @@ def run_evaluate(workdir):
     from guided_distill import jobs
 
     if not jobs.evaluate(checked_config(workdir), workdir):
-        print(f"evaluated before: {workdir / 'report' / 'report.md'}")
+        print(f"evaluated before: {workdir / 'report' / 'index.html'}")
 
 
 def run_report(*workdirs):

@@ -15,6 +15,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from guided_distill.errors import UserError
+from guided_distill.evaluation.features import load_inception_extractor
 from guided_distill.evaluation.inception import InceptionV3, resize_like_tensorflow_1
 from guided_distill.evaluation.inception_weights import convert_inception, load_inception
 from guided_distill.evaluation.metrics import (
@@ -26,6 +27,7 @@ from guided_distill.evaluation.metrics import (
     squared_mmd,
 )
 from guided_distill.evaluation.pytorch_weights import read_state_dict
+from guided_distill.training.sharding import make_mesh
 
 needs_torch = pytest.mark.skipif(
     not (importlib.util.find_spec("torch") and importlib.util.find_spec("torch_fidelity")),
@@ -98,6 +100,19 @@ def test_features_and_logits_agree_with_torch_fidelity(theirs, ours, size):
         b = b.numpy()
         assert np.abs(a - b).max() < 1e-3 * np.abs(b).max()
         assert b.std() > 1e-3  # the random network tells the pictures apart
+
+
+@needs_torch
+def test_extractor_runs_on_every_device_in_batches_of_any_size(ours):
+    """Grayscale pictures too; the last batch is cut to what was asked for."""
+    images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 1), np.uint8)
+    extractor = load_inception_extractor(ours[2], make_mesh())
+    features, log_p = extractor.apply(images)
+    assert features.shape == (9, extractor.num_features) and log_p.shape == (9, 1008)
+    assert_allclose(np.exp(log_p).sum(axis=1), 1.0, rtol=1e-4)
+    alone, _ = jax.jit(InceptionV3().apply)({"params": ours[0]}, images[:2].repeat(3, axis=-1))
+    assert np.abs(features[:2] - alone).max() < 1e-4 * np.abs(alone).max()
+    assert extractor.name.endswith(ours[1][:12])
 
 
 @needs_torch

@@ -19,7 +19,7 @@ def extractor(name="pixels", scale=1.0):
         logits = np.stack([features.mean(axis=1) - 128, 128 - features.mean(axis=1)], axis=1)
         return features, logits - np.logaddexp(logits[:, :1], logits[:, 1:])
 
-    return FeatureExtractor(name, "none", apply)
+    return FeatureExtractor(name, 6, "none", apply)
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_a_copied_training_picture_is_its_own_nearest():
     images = rng.integers(0, 256, (60, 4, 4, 1), np.uint8)
     source = ArraySource("noise", images, np.zeros(60, np.int32), 1)
     extractor = FeatureExtractor(
-        "pixels", "none", lambda x: (x.reshape(len(x), -1) / 255.0, np.zeros((len(x), 1)))
+        "pixels", 16, "none", lambda x: (x.reshape(len(x), -1) / 255.0, np.zeros((len(x), 1)))
     )
     reference = compute_reference(source, extractor)
     pictures = {("student", n, 0.0): images[[7, 30]] for n in (1, 4)}

@@ -54,7 +54,7 @@ def apply(images):
     return features, np.log(np.full((len(images), 2), 0.5))
 
 
-EXTRACTOR = FeatureExtractor("pixels", "none", apply)
+EXTRACTOR = FeatureExtractor("pixels", 3, "none", apply)
 REFERENCE = ReferenceStats(
     np.full(3, 2.0), np.eye(3), np.random.default_rng(0).normal(size=(90, 3)), {}
 )

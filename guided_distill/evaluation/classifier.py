@@ -80,6 +80,7 @@ def load_or_train_classifier(folder, train_source, test_source, *, num_updates, 
         write_json(folder / "classifier.json", record)
     return TrainedClassifier(
         name=f"{train_source.name}-classifier-{record['params_sha256'][:12]}",
+        num_features=network.num_features,
         resize="none",
         accuracy=record["accuracy"],
         apply=functools.partial(apply_classifier, network, params),

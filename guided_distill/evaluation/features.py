@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guided_distill.evaluation.inception import InceptionV3
+from guided_distill.evaluation.inception import NUM_FEATURES, InceptionV3
 from guided_distill.evaluation.inception_weights import load_inception
 from guided_distill.training.sharding import batch_sharding, place
 
@@ -19,12 +19,14 @@ class FeatureExtractor:
 
     Attributes:
       name: with the digest of its weights.
+      num_features: D.
       resize: what is done to pictures of another size, in words.
       apply: `images [n, H, W, C]` uint8 -> (features `[n, D]`, log-probabilities
         `[n, classes]`).
     """
 
     name: str
+    num_features: int
     resize: str
     apply: object
 
@@ -37,7 +39,6 @@ def load_inception_extractor(path, mesh):
     params, sha256 = load_inception(path)
     params = place(params, mesh)
     sharding = batch_sharding(mesh)
-    batch_size = INCEPTION_BATCH * mesh.size
 
     def extract(params, images):
         if images.shape[-1] == 1:
@@ -48,12 +49,18 @@ def load_inception_extractor(path, mesh):
     compiled = jax.jit(extract)  # Weights are an argument: as constants they would be folded.
 
     def apply(images):
+        per_device = min(INCEPTION_BATCH, -(-len(images) // mesh.size))
         return apply_in_batches(
-            lambda batch: compiled(params, jax.device_put(batch, sharding)), images, batch_size
+            lambda batch: compiled(params, jax.device_put(batch, sharding)),
+            images,
+            per_device * mesh.size,
         )
 
     return FeatureExtractor(
-        f"inception-2015-12-05-{sha256[:12]}", "bilinear to 299x299 as in TensorFlow 1", apply
+        name=f"inception-2015-12-05-{sha256[:12]}",
+        num_features=NUM_FEATURES,
+        resize="bilinear to 299x299 as in TensorFlow 1",
+        apply=apply,
     )
 
 

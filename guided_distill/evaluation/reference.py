@@ -97,7 +97,7 @@ def load_reference(path, source, extractor):
         raise UserError(f"{path} is missing: --mode=reference_stats makes it") from None
     except Exception as error:  # A damaged archive fails in many ways.
         raise UserError(f"{path} is no reference statistics with mu and sigma") from error
-    dimension = extractor.apply(np.zeros((1, *source.image_shape), np.uint8))[0].shape[1]
+    dimension = extractor.num_features
     if mean.shape != (dimension,) or covariance.shape != (dimension, dimension):
         raise UserError(
             f"{path} has statistics of shape {mean.shape} and {covariance.shape}, but "
