@@ -150,9 +150,9 @@ def run_layers(layers, x):
     """Layers in turn, inside a module's compact call."""
     for layer in layers:
         if layer == "halve":
-            x = nn.max_pool(x, (3, 3), strides=(2, 2))
+            x = max_pool(x, stride=2, pad=0)
         elif layer == MAX_POOL:
-            x = nn.max_pool(x, (3, 3), strides=(1, 1), padding="SAME")
+            x = max_pool(x, stride=1, pad=1)
         elif layer == AVERAGE_POOL:
             x = average_pool(x)
         elif isinstance(layer[0], tuple):
@@ -173,11 +173,26 @@ def run_layers(layers, x):
 
 def average_pool(x):
     """3x3 mean of the neighbours that exist: the padding is not counted."""
-    sums = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), padding="SAME")
-    rows, columns = (np.full(size, 3.0, np.float32) for size in x.shape[1:3])
-    for counts in (rows, columns):
-        counts[[0, -1]] -= 1.0
-    return sums / (rows[:, None] * columns[None, :])[None, :, :, None]
+    counts = [np.full(size, 3.0, np.float32) for size in x.shape[1:3]]
+    for along in counts:
+        along[[0, -1]] -= 1.0
+    sums = pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), jnp.add, stride=1)
+    return sums / (counts[0][:, None] * counts[1])[None, :, :, None]
+
+
+def max_pool(x, *, stride, pad):
+    """3x3 maximum; `pad` rows and columns that no value is smaller than are put around."""
+    widths = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+    return pool(jnp.pad(x, widths, constant_values=-jnp.inf), jnp.maximum, stride=stride)
+
+
+def pool(x, combine, *, stride):
+    """3x3 windows combined one axis after the other, which compilers make fast on any device."""
+    for axis in (1, 2):
+        last = x.shape[axis] - 3
+        parts = [jax.lax.slice_in_dim(x, k, k + last + 1, stride, axis) for k in range(3)]
+        x = combine(combine(parts[0], parts[1]), parts[2])
+    return x
 
 
 def resize_like_tensorflow_1(x, size):
@@ -190,14 +205,18 @@ def resize_like_tensorflow_1(x, size):
     Returns:
       `[B, size, size, C]` float32.
     """
-    for axis in (1, 2):
-        length = x.shape[axis]
-        position = np.arange(size, dtype=np.float32) * np.float32(length / size)
-        low = position.astype(np.int64)
-        high = np.minimum(low + 1, length - 1)
-        shape = [1] * x.ndim
-        shape[axis] = size
-        share = (position - low.astype(np.float32)).reshape(shape)
-        x_low = jnp.take(x, low, axis=axis)
-        x = x_low + (jnp.take(x, high, axis=axis) - x_low) * share
-    return x
+    rows, columns = (interpolation(length, size) for length in x.shape[1:3])
+    highest = jax.lax.Precision.HIGHEST
+    x = jnp.einsum("ih,bhwc->biwc", rows, x, precision=highest)
+    return jnp.einsum("jw,biwc->bijc", columns, x, precision=highest)
+
+
+def interpolation(length, size):
+    """Weights `[size, length]` of a linear interpolation that puts output i at i · length/size."""
+    position = np.arange(size, dtype=np.float32) * np.float32(length / size)
+    low = position.astype(np.int64)
+    share = position - low.astype(np.float32)
+    weights = np.zeros((size, length), np.float32)
+    np.add.at(weights, (np.arange(size), low), 1.0 - share)
+    np.add.at(weights, (np.arange(size), np.minimum(low + 1, length - 1)), share)
+    return weights
