@@ -128,9 +128,12 @@ def get_config():
     config.evaluation.translation_num_steps = 16  # N of encoder and decoder
     config.evaluation.paper_report = False  # end a run with the paper's tables and figures
     config.evaluation.num_samples = 50_000  # per row of the table
+    config.evaluation.num_draws = 1  # of so many samples each; 3 give error bars
     config.evaluation.batch_size = 256  # samples per call
     config.evaluation.seed = 1_000  # of the noise that every model starts from
-    config.evaluation.classifier_updates = 1_000  # of the classifier whose features are used
+    config.evaluation.inception = ""  # weights of --mode=convert_inception; "" = the classifier
+    config.evaluation.reference_stats = ""  # .npz with mu and sigma; "" = of the training pictures
+    config.evaluation.classifier_updates = 1_000  # of the data set's own classifier
     return config
 
 

@@ -9,10 +9,23 @@ from guided_distill import settings
 from guided_distill.data.sources import load_source, to_uint8
 from guided_distill.errors import UserError
 from guided_distill.evaluation.classifier import load_or_train_classifier
-from guided_distill.evaluation.evaluate import STUDENT_MODELS, Evaluation, list_contenders
+from guided_distill.evaluation.evaluate import (
+    STUDENT_MODELS,
+    Evaluation,
+    list_contenders,
+    merge_draws,
+)
+from guided_distill.evaluation.features import load_inception_extractor
 from guided_distill.evaluation.generate import Samplers
+from guided_distill.evaluation.nearest import nearest_pictures
 from guided_distill.evaluation.pictures import grid, save_grid
+from guided_distill.evaluation.reference import (
+    compute_reference,
+    load_reference,
+    save_reference,
+)
 from guided_distill.evaluation.report import terminal_summary, write_report
+from guided_distill.evaluation.round_gap import measure_round_gaps
 from guided_distill.evaluation.translation import (
     can_translate,
     list_coders,
@@ -29,6 +42,7 @@ from guided_distill.stages import (
 )
 from guided_distill.training import sharding
 from guided_distill.training.checkpoint import read_json
+from guided_distill.training.metric_writer import make_metric_writer
 from guided_distill.training.progress import say
 from guided_distill.training.stage_folder import StageFolder
 
@@ -66,7 +80,7 @@ def train(config, workdir, *, stage_name="", teacher=""):
         return bool(trained)
     evaluated = evaluate(config, workdir, samplers)
     if not trained and not evaluated:
-        say(f"this run is finished: {workdir / 'report' / 'report.md'}")
+        say(f"this run is finished: {workdir / 'report' / 'index.html'}")
     return bool(trained or evaluated)
 
 
@@ -85,7 +99,9 @@ def evaluate(config, workdir, samplers=None):
     samplers = samplers or make_samplers(config)
     train_source = load_source(config.data.name, "train")
     test_source = load_source(config.data.name, "test")
-    extractor = load_extractor(config, workdir, train_source, test_source)
+    classifier = load_classifier(config, workdir, train_source, test_source)
+    extractor = choose_extractor(config, classifier)
+    reference = find_reference(config, workdir, train_source, extractor)
     contenders = list_contenders(
         stages,
         samplers,
@@ -94,23 +110,39 @@ def evaluate(config, workdir, samplers=None):
         baselines=config.evaluation.baselines,
         baseline_num_steps=config.evaluation.baseline_num_steps,
     )
-    comparison = Evaluation(
-        train_source,
-        extractor,
-        num_samples=config.evaluation.num_samples,
-        seed=config.evaluation.seed,
-    )
-    rows, pictures = comparison.run(contenders, config.evaluation.w)
-    translations = evaluate_translation(config, stages, samplers, extractor, test_source)
-    provenance = describe(config, records, extractor, train_source, test_source)
-    write_report(folder, rows, pictures, translations, provenance)
-    print(terminal_summary(rows, translations, provenance))
-    say(f"report: {folder / 'report.md'}")
+    draws = [
+        Evaluation(
+            workdir / "evaluation",
+            reference,
+            extractor,
+            classifier,
+            num_classes=train_source.num_classes,
+            image_shape=train_source.image_shape,
+            num_samples=config.evaluation.num_samples,
+            batch_size=config.evaluation.batch_size,
+            seed=config.evaluation.seed + draw,
+        ).run(contenders, config.evaluation.w)
+        for draw in range(config.evaluation.num_draws)
+    ]
+    rows = [merge_draws(same) for same in zip(*(rows for rows, _ in draws), strict=True)]
+    pictures = draws[0][1]
+    weights, seed = config.evaluation.w, config.evaluation.seed
+    results = {
+        "rows": rows,
+        "translations": evaluate_translation(config, stages, samplers, classifier, test_source),
+        "round_gaps": measure_round_gaps(stages, train_source, weights, seed=seed),
+        "provenance": describe(config, records, extractor, classifier, reference, test_source),
+    }
+    nearest = nearest_pictures(pictures, extractor, reference, train_source)
+    write_report(folder, results, pictures, nearest)
+    write_to_tensorboard(workdir, results)
+    print(terminal_summary(results))
+    say(f"report: {folder / 'index.html'}")
     return True
 
 
-def load_extractor(config, workdir, train_source, test_source):
-    """The `FeatureExtractor` of a workdir, trained now if it is not there."""
+def load_classifier(config, workdir, train_source, test_source):
+    """The `TrainedClassifier` of a workdir, trained now if it is not there."""
     return load_or_train_classifier(
         workdir / "classifier",
         train_source,
@@ -120,7 +152,57 @@ def load_extractor(config, workdir, train_source, test_source):
     )
 
 
-def evaluate_translation(config, stages, samplers, extractor, test_source):
+def reference_stats(config, workdir, out=""):
+    """The job `reference_stats`: statistics of the training pictures, for any later evaluation."""
+    train_source = load_source(config.data.name, "train")
+    test_source = load_source(config.data.name, "test")
+    classifier = None
+    if not config.evaluation.inception:
+        classifier = load_classifier(config, workdir, train_source, test_source)
+    extractor = choose_extractor(config, classifier)
+    path = pathlib.Path(out or workdir / "reference" / f"{extractor.name}.npz")
+    save_reference(path, compute_reference(train_source, extractor))
+    say(f"statistics of {len(train_source):,} pictures on {extractor.name}: {path}")
+
+
+def choose_extractor(config, classifier):
+    """InceptionV3 where the config names its weights, else the data set's own classifier."""
+    if not config.evaluation.inception:
+        return classifier
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    return load_inception_extractor(config.evaluation.inception, mesh)
+
+
+def find_reference(config, workdir, source, extractor):
+    """`ReferenceStats`: of the file that the config names, of the workdir, or computed now."""
+    if config.evaluation.reference_stats:
+        return load_reference(config.evaluation.reference_stats, source, extractor)
+    path = workdir / "reference" / f"{extractor.name}.npz"
+    if path.exists():
+        try:
+            return load_reference(path, source, extractor)
+        except UserError as error:
+            say(f"{error}: computing it again")
+    reference = compute_reference(source, extractor)
+    save_reference(path, reference)
+    return reference
+
+
+def write_to_tensorboard(workdir, results):
+    """The report's numbers beside the curves of training, at the run's last update."""
+    stages = results["provenance"]["stages"].values()
+    scalars = {
+        f"report/{metric}, w = {row['w']:g}/{row['model']}_{row['num_steps']:04d}": row[metric]
+        for row in results["rows"]
+        for metric in ("fid", "is", "accuracy", "rmse_to_teacher")
+        if row[metric] is not None
+    }
+    writer = make_metric_writer(workdir / "metrics")
+    writer.write_scalars(sum(stage["updates"] for stage in stages), scalars)
+    writer.flush()
+
+
+def evaluate_translation(config, stages, samplers, classifier, test_source):
     """Rows of `measure_translation` on held-out pictures; none without an encoder."""
     num_steps = config.evaluation.translation_num_steps
     if not config.evaluation.translations or not can_translate(stages, num_steps):
@@ -130,7 +212,7 @@ def evaluate_translation(config, stages, samplers, extractor, test_source):
         *pictures_of_pairs(test_source, config.evaluation.translations),
         encoder_w=config.w_range[0],
         weights=config.evaluation.w,
-        extractor=extractor,
+        classifier=classifier,
     )
     return rows
 
@@ -152,17 +234,17 @@ def check_evaluation(config, workdir, stages):
         settings.check_distilled(num_steps, distilled, what="evaluation.num_steps")
 
 
-def describe(config, records, extractor, train_source, test_source):
+def describe(config, records, extractor, classifier, reference, test_source):
     """What a report's numbers rest on, as plain JSON."""
     return {
         "evaluation": settings.to_plain(config)["evaluation"],
         "params_sha256": {name: record["params_sha256"] for name, record in records.items()},
-        "data": train_source.name,
-        "data_sha256": train_source.sha256,
-        "reference_size": len(train_source),
-        "test_size": len(test_source),
+        "data": test_source.name,
         "features": extractor.name,
-        "classifier_accuracy": extractor.accuracy,
+        "reference": reference.provenance,
+        "test_size": len(test_source),
+        "classifier": classifier.name,
+        "classifier_accuracy": classifier.accuracy,
         "w_range": list(config.w_range),
         "batch_size": config.evaluation.batch_size,
         "stages": {name: stage_summary(record) for name, record in records.items()},

@@ -11,7 +11,15 @@ from ml_collections import config_flags
 from guided_distill.errors import UserError, nearest
 from guided_distill.training.loop import Interrupted
 
-MODES = ("train", "sample", "evaluate", "translate", "report")
+MODES = (
+    "train",
+    "sample",
+    "evaluate",
+    "translate",
+    "report",
+    "reference_stats",
+    "convert_inception",
+)
 EXIT_USER_ERROR = 1
 SIGINT_EXIT = 130
 
@@ -64,7 +72,13 @@ _N = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "sample, translate: seed of the noise.")
 _OUT = flags.DEFINE_string(
-    "out", "", "sample: a picture (grid.png) or arrays (samples.npz). translate: the figure."
+    "out",
+    "",
+    "sample: a picture (grid.png) or arrays (samples.npz). translate: the figure. "
+    "reference_stats, convert_inception: the .npz to write.",
+)
+_WEIGHTS = flags.DEFINE_string(
+    "weights", "", "convert_inception: the .pth file that the field's FID tools use."
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 256, "sample, translate: pictures per compiled call."
@@ -96,6 +110,9 @@ def main(argv):
 
 def run_mode():
     """Calls the job of `--mode` with its flags."""
+    if _MODE.value == "convert_inception":
+        run_convert_inception()
+        return
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: name the run's folder")
     workdirs = [pathlib.Path(_WORKDIR.value).expanduser()]
@@ -107,6 +124,7 @@ def run_mode():
         "evaluate": run_evaluate,
         "translate": run_translate,
         "report": run_report,
+        "reference_stats": run_reference_stats,
     }[_MODE.value]
     run(*workdirs)
 
@@ -128,13 +146,30 @@ def run_evaluate(workdir):
     from guided_distill import jobs
 
     if not jobs.evaluate(checked_config(workdir), workdir):
-        print(f"evaluated before: {workdir / 'report' / 'report.md'}")
+        print(f"evaluated before: {workdir / 'report' / 'index.html'}")
 
 
 def run_report(*workdirs):
     from guided_distill.paper import report
 
     report(workdirs)
+
+
+def run_reference_stats(workdir):
+    from guided_distill import jobs
+
+    jobs.reference_stats(checked_config(workdir), workdir, _OUT.value)
+
+
+def run_convert_inception():
+    from guided_distill.evaluation.inception_weights import WHERE, convert_inception
+
+    if not _WEIGHTS.value:
+        raise UserError(f"--mode=convert_inception needs --weights: {WHERE}")
+    if not _OUT.value:
+        raise UserError("--mode=convert_inception needs --out, such as --out=inception.npz")
+    sha256 = convert_inception(_WEIGHTS.value, _OUT.value)
+    print(f"{_OUT.value}: InceptionV3 of 2015-12-05, parameters {sha256}")
 
 
 def run_sample(workdir):

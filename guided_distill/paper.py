@@ -35,7 +35,7 @@ def report(workdirs):
     names = name_runs(workdirs)
     runs = [read_run(*named, folder) for named in zip(workdirs, names, strict=True)]
     write_paper_report(folder, runs)
-    say(f"the paper's tables and figures: {folder / 'paper.md'}")
+    say(f"the paper's tables and figures: {folder / 'paper.html'}")
 
 
 def name_runs(workdirs):

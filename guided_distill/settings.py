@@ -16,6 +16,7 @@ from guided_distill.rules import (
     COUNT,
     FINITE,
     LEARNING_RATE,
+    PATH,
     RATE,
     Rule,
     choice,
@@ -93,8 +94,11 @@ RULES = {
     "evaluation.translation_num_steps": COUNT,
     "evaluation.paper_report": BOOLEAN,
     "evaluation.num_samples": integer(2),
+    "evaluation.num_draws": COUNT,
     "evaluation.batch_size": COUNT,
     "evaluation.seed": integer(0),
+    "evaluation.inception": PATH,
+    "evaluation.reference_stats": PATH,
     "evaluation.classifier_updates": COUNT,
 }
 ROUND_RULES = {

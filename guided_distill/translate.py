@@ -17,7 +17,7 @@ from guided_distill.evaluation.translation import (
     measure_translation,
     translation_blocks,
 )
-from guided_distill.jobs import load_extractor
+from guided_distill.jobs import load_classifier
 from guided_distill.sample import check_counts
 from guided_distill.stages import find_stages
 from guided_distill.training import sharding
@@ -83,7 +83,7 @@ def translate(
         np.full(len(pictures), target_label),
         encoder_w=encoder_w,
         weights=weights,
-        extractor=load_extractor(config, workdir, train_source, test_source),
+        classifier=load_classifier(config, workdir, train_source, test_source),
     )
     name = f"{source_label}_to_{target_label}"
     figure = pathlib.Path(out or workdir / "translate" / f"{name}.png")

@@ -11,9 +11,11 @@ from PIL import Image
 from guided_distill.data.sources import ArraySource
 from guided_distill.diffusion.samplers import sample_stochastic
 from guided_distill.diffusion.schedule import cosine_logsnr
+from guided_distill.errors import UserError
 from guided_distill.evaluation.classifier import load_or_train_classifier
 from guided_distill.evaluation.generate import Generator
 from guided_distill.evaluation.metrics import (
+    Moments,
     frechet_distance,
     inception_score,
     moments,
@@ -58,9 +60,24 @@ def test_moments_are_those_of_the_features():
 
 
 def test_inception_score_runs_from_one_to_the_number_of_classes():
-    assert_allclose(inception_score(np.full((20, 4), 0.25)), 1.0)
-    assert_allclose(inception_score(np.tile(np.eye(4), (5, 1))), 4.0)
-    assert_allclose(inception_score(np.tile([[1.0, 0, 0, 0]], (20, 1))), 1.0)
+    score = lambda p: inception_score(np.log(np.maximum(p, 1e-300)), num_splits=2)  # noqa: E731
+    assert_allclose(score(np.full((20, 4), 0.25)), (1.0, 0.0), atol=1e-6)
+    assert_allclose(score(np.tile(np.eye(4), (10, 1))), (4.0, 0.0), atol=1e-6)
+    assert_allclose(score(np.tile([[1.0, 0, 0, 0]], (20, 1))), (1.0, 0.0), atol=1e-6)
+    halves = np.concatenate([np.tile(np.eye(4), (5, 1)), np.tile([[1.0, 0, 0, 0]], (20, 1))])
+    assert_allclose(score(halves), (2.5, 1.5), atol=1e-6)  # each split has a p(y) of its own
+
+
+def test_streamed_moments_equal_those_of_all_at_once_and_refuse_nan():
+    features = 1e3 + np.random.default_rng(0).standard_normal((1000, 4))
+    streamed = Moments()
+    for part in np.split(features, [3, 10, 400]):
+        streamed.add(part)
+    assert streamed.n == 1000
+    assert_allclose(streamed.mean, features.mean(axis=0), rtol=1e-12)
+    assert_allclose(streamed.covariance, np.cov(features, rowvar=False), rtol=1e-9, atol=1e-9)
+    with pytest.raises(UserError, match="not finite"):
+        streamed.add(np.full((2, 4), np.nan))
 
 
 def test_rmse_is_the_root_of_the_mean_square():
@@ -120,9 +137,9 @@ def test_classifier_learns_states_its_accuracy_and_is_kept(tmp_path, shapes_sour
     )
     extractor = make()
     assert extractor.accuracy > 0.95
-    features, probabilities = extractor.apply(np.zeros((3, 8, 8, 1), np.float32))
+    features, log_p = extractor.apply(np.zeros((3, 8, 8, 1), np.uint8))
     assert features.shape == (3, 64)
-    assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
+    assert_allclose(np.exp(log_p).sum(axis=1), 1.0, rtol=1e-5)
     again = make()
     assert again.name == extractor.name
     assert make(updates=1).name != extractor.name

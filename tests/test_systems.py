@@ -95,6 +95,20 @@ def test_all_systems_are_compared_each_at_the_weights_it_knows(finished):
     assert stages["step_two/stochastic/0001"]["evaluations"] == 0
 
 
+def test_gap_of_each_round_is_measured_and_a_copy_has_none(finished):
+    results = json.loads((finished[0] / "report" / "results.json").read_text())
+    gaps = {}
+    for gap in results["round_gaps"]:
+        gaps.setdefault((gap["stage"], gap["w"]), []).append((gap["t"], gap["rmse"]))
+    rounds = [s for s in plan_stages(paper_config()) if s.algorithm not in (None, "two_student")]
+    assert {stage for stage, _ in gaps} == {stage.name for stage in rounds}
+    times = [t for t, _ in gaps["step_two/deterministic/0004", 0.0]]
+    assert times == [0.25, 0.5, 0.75, 1.0]
+    assert [t for t, _ in gaps["step_two/encoder/0002", 2.0]] == [0.0, 0.5]
+    assert gaps["step_two/stochastic/0001", 2.0][0][1] < 1e-5
+    assert all(rmse > 1e-5 for _, rmse in gaps["step_two/deterministic/0004", 2.0])
+
+
 def test_report_has_the_papers_tables_and_every_picture_it_names(finished, tmp_path):
     workdir = pathlib.Path(shutil.copytree(finished[0], tmp_path / "run"))
     factor4 = tmp_path / "by4"

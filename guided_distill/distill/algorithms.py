@@ -61,7 +61,7 @@ def step_two_loss(
     i_keys, w_keys, eps_keys = split_keys(keys, 3)
     i = draw_index(i_keys, 1, num_steps)
     w = draw_uniform(w_keys, *w_range)
-    times = [(i - k / factor) / num_steps for k in range(factor + 1)]
+    times = times_down(i, num_steps, factor)
     logsnr_t = logsnr_fn(times[0])
     z_t = add_noise(x, eps_keys, logsnr_t)
     x_tilde_w = ddim_target((teacher,) * factor, z_t, w, times, logsnr_fn)
@@ -80,7 +80,7 @@ def stochastic_loss(
     i_keys, w_keys, eps_keys = split_keys(keys, 3)
     i = draw_index(i_keys, 1, num_steps)
     w = draw_uniform(w_keys, *w_range)
-    times = [jnp.maximum(i - 2 * k / factor, 0) / num_steps for k in range(factor + 1)]
+    times = times_down_twice(i, num_steps, factor)
     logsnr_t = logsnr_fn(times[0])
     z_t = add_noise(x, eps_keys, logsnr_t)
     x_tilde_w = ddim_target((teacher,) * factor, z_t, w, times, logsnr_fn)
@@ -94,7 +94,7 @@ def encoder_loss(
     i_keys, w_keys, eps_keys = split_keys(keys, 3)
     i = draw_index(i_keys, 0, num_steps - 1)
     w = draw_uniform(w_keys, *w_range)
-    times = [(i + k / factor) / num_steps for k in range(factor + 1)]
+    times = times_up(i, num_steps, factor)
     logsnr_t = logsnr_fn(times[0])
     z_t = add_noise(x, eps_keys, logsnr_t)
     x_tilde_w = ddim_target((teacher,) * factor, z_t, w, times, logsnr_fn)
@@ -111,7 +111,7 @@ def two_student_loss(
     i_keys, w_keys, eps_keys = split_keys(keys, 3)
     i = draw_index(i_keys, 1, num_steps)
     w = draw_uniform(w_keys, *w_range)
-    times = [(i - k / factor) / num_steps for k in range(factor + 1)]
+    times = times_down(i, num_steps, factor)
     logsnr_t = logsnr_fn(times[0])
     z_t = add_noise(x, eps_keys, logsnr_t)
 
@@ -126,6 +126,21 @@ def two_student_loss(
         target = jax.lax.stop_gradient(target)
         loss += weighted_mse(student_half(z_t, logsnr_t, w), target, loss_weight(logsnr_t))
     return loss
+
+
+def times_down(i, num_steps, factor):
+    """(t, …, t − 1/N) from t = i/N, in `factor` sub-steps."""
+    return [(i - k / factor) / num_steps for k in range(factor + 1)]
+
+
+def times_down_twice(i, num_steps, factor):
+    """(t, …, max(t − 2/N, 0)) from t = i/N."""
+    return [jnp.maximum(i - 2 * k / factor, 0) / num_steps for k in range(factor + 1)]
+
+
+def times_up(i, num_steps, factor):
+    """(t, …, t + 1/N) from t = i/N."""
+    return [(i + k / factor) / num_steps for k in range(factor + 1)]
 
 
 def ddim_target(denoisers, z_t, w, times, logsnr_fn):
@@ -186,4 +201,9 @@ ROUND_LOSSES = {
     "stochastic": stochastic_loss,
     "encoder": encoder_loss,
     "two_student": two_student_loss,
+}
+ROUND_TIMES = {
+    "deterministic": times_down,
+    "stochastic": times_down_twice,
+    "encoder": times_up,
 }

@@ -12,6 +12,7 @@ import optax
 
 from guided_distill.data.batches import batch_indices
 from guided_distill.data.sources import to_float
+from guided_distill.evaluation.features import FeatureExtractor, apply_in_batches
 from guided_distill.training.checkpoint import load_params, read_json, save_params, write_json
 from guided_distill.training.progress import Progress
 
@@ -37,18 +38,14 @@ class Classifier(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureExtractor:
-    """A trained classifier.
+class TrainedClassifier(FeatureExtractor):
+    """A feature extractor that knows the data set's classes.
 
     Attributes:
-      name: with the digest of its weights.
       accuracy: share of the held-out pictures it gets right.
-      apply: `x [n, H, W, C]` in [-1, 1] -> (features `[n, D]`, probabilities `[n, classes]`).
     """
 
-    name: str
     accuracy: float
-    apply: object
 
 
 def load_or_train_classifier(folder, train_source, test_source, *, num_updates, seed):
@@ -62,7 +59,7 @@ def load_or_train_classifier(folder, train_source, test_source, *, num_updates, 
       seed: of its first weights and batches.
 
     Returns:
-      A `FeatureExtractor`.
+      A `TrainedClassifier`.
     """
     folder = pathlib.Path(folder)
     network = Classifier(train_source.num_classes)
@@ -76,13 +73,15 @@ def load_or_train_classifier(folder, train_source, test_source, *, num_updates, 
             params = None  # Damaged: it is cheap to train again.
     if params is None:
         params = train_classifier(network, train_source, num_updates=num_updates, seed=seed)
-        _, probabilities = apply_classifier(network, params, to_float(test_source.images))
-        accuracy = float(np.mean(probabilities.argmax(axis=1) == test_source.labels))
+        _, log_p = apply_classifier(network, params, test_source.images)
+        accuracy = float(np.mean(log_p.argmax(axis=1) == test_source.labels))
         sha256 = save_params(folder / "params", params)
         record = {"settings": settings, "params_sha256": sha256, "accuracy": accuracy}
         write_json(folder / "classifier.json", record)
-    return FeatureExtractor(
+    return TrainedClassifier(
         name=f"{train_source.name}-classifier-{record['params_sha256'][:12]}",
+        num_features=network.num_features,
+        resize="none",
         accuracy=record["accuracy"],
         apply=functools.partial(apply_classifier, network, params),
     )
@@ -124,16 +123,11 @@ def shift(key, x):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply_batch(network, params, x):
-    features, logits = network.apply({"params": params}, x)
-    return features, jax.nn.softmax(logits)
+def _apply_batch(network, params, images):
+    features, logits = network.apply({"params": params}, to_float(images))
+    return features, jax.nn.log_softmax(logits)
 
 
-def apply_classifier(network, params, x, batch_size=500):
-    """(features `[n, D]`, probabilities `[n, classes]`) of `x` `[n, H, W, C]`, in batches."""
-    outputs = []
-    for start in range(0, len(x), batch_size):
-        rows = np.minimum(np.arange(start, start + batch_size), len(x) - 1)
-        batch = _apply_batch(network, params, x[rows])
-        outputs.append([np.asarray(out)[: len(x) - start] for out in batch])
-    return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
+def apply_classifier(network, params, images, batch_size=500):
+    """(features `[n, D]`, log-probabilities `[n, classes]`) of `images` `[n, H, W, C]` uint8."""
+    return apply_in_batches(functools.partial(_apply_batch, network, params), images, batch_size)

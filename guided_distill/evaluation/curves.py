@@ -81,6 +81,44 @@ def save_trade_off(path, rows):
     save_figure(figure, path)
 
 
+def save_round_gaps(path, gaps):
+    """Writes the gap of each round over the time its step starts at: families by weights.
+
+    Args:
+      path: PNG.
+      gaps: rows of `measure_round_gaps`.
+    """
+    families = list(dict.fromkeys(gap["stage"].rpartition("/")[0] for gap in gaps))
+    weights = sorted({gap["w"] for gap in gaps})
+    figure, axes = plt.subplots(
+        max(1, len(families)),
+        max(1, len(weights)),
+        figsize=(3.1 * max(1, len(weights)), 2.6 * max(1, len(families))),
+        squeeze=False,
+        layout="constrained",
+    )
+    step_counts = sorted({gap["num_steps"] for gap in gaps})
+    shades = dict(zip(step_counts, np.linspace(0.95, 0.25, len(step_counts)), strict=True))
+    for line, family in enumerate(families):
+        for column, w in enumerate(weights):
+            axis = axes[line, column]
+            for n in step_counts:
+                curve = [
+                    gap
+                    for gap in gaps
+                    if gap["stage"].rpartition("/")[0] == family
+                    and (gap["w"], gap["num_steps"]) == (w, n)
+                ]
+                color = plt.cm.viridis(shades[n])
+                _plot(axis, curve, "t", "rmse", "o-", color=color, label=f"N = {n}", markersize=3)
+            axis.set_yscale("log")
+            axis.set_xlabel("t")
+            axis.set_title(f"{family}, w = {w:g}", fontsize=8)
+        axes[line, 0].set_ylabel("RMSE of a step")
+    _share_legend(figure, axes)
+    save_figure(figure, path)
+
+
 def use_log_distances(axis):
     """A logarithmic y axis with plain numbers at 1, 2, 5, 10, 20, …"""
     axis.set_yscale("log")

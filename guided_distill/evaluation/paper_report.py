@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 from guided_distill.evaluation.curves import save_metrics_by_steps, save_trade_off
+from guided_distill.evaluation.html import write_html
 from guided_distill.evaluation.paper_tables import (
     factor_table,
     load_paper_results,
@@ -15,7 +16,7 @@ from guided_distill.evaluation.paper_tables import (
     table_3,
     training_costs,
 )
-from guided_distill.evaluation.report import translation_table
+from guided_distill.evaluation.report import distance_words, translation_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,9 @@ def write_paper_report(folder, runs):
             "(forward = 1, forward and backward = 3; teacher and step one left out), and its "
             f"Fréchet distance.\n\n{factor_table(costs)}"
         )
-    (folder / "paper.md").write_text("\n\n".join(parts) + "\n")
+    text = "\n\n".join(parts) + "\n"
+    (folder / "paper.md").write_text(text)
+    write_html(folder / "paper.html", text)
 
 
 def draw_curves(folder, run):
@@ -84,10 +87,8 @@ def introduction(run):
     provenance = run.provenance
     known = load_paper_results(provenance["data"])
     beside = " The paper's numbers, and ours less theirs, stand beside." if known else ""
-    n, size = run.rows[0]["n"], provenance["reference_size"]
-    return f"""n = {n} samples in every row, against {size:,} training pictures, features:
-{provenance["features"]}. FD is the Fréchet distance on these features (the
-paper's FID is on Inception features, n = 50,000), IS the inception score of the same classifier.
+    return f"""{distance_words(provenance, run.rows[0]["n"])} FD is the Fréchet distance on these
+features (the paper's FID: on Inception features, n = 50,000), IS the inception score on them.
 D / S: deterministic / stochastic sampler, each with the student distilled for it.{beside}"""
 
 

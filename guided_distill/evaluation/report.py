@@ -2,7 +2,8 @@
 
 import pathlib
 
-from guided_distill.evaluation.curves import save_distance_by_calls, save_trade_off
+from guided_distill.evaluation.curves import save_distance_by_calls, save_round_gaps, save_trade_off
+from guided_distill.evaluation.html import write_html
 from guided_distill.evaluation.pictures import save_strips
 from guided_distill.training.checkpoint import write_json
 
@@ -20,28 +21,43 @@ REFERENCES = ("teacher", "step_one")
 BASELINES = ("ddim", "ancestral")
 PAIRS = ("teacher", "two_student", *BASELINES)  # two network calls per step
 STRIP_LENGTH = 10
+NEAREST_PART = """## Nearest training pictures
+
+![Samples and the training pictures nearest to them](nearest.png)
+
+Nearest by features: a student that copied its data would show the same picture twice.
+"""
+HIGHER_IS_BETTER = ("accuracy", "is", "precision", "recall")
+SCALES = {"kid": 1000}
 
 
-def write_report(folder, rows, pictures, translations, provenance):
+def write_report(folder, results, pictures, nearest):
     """Writes the report into `folder`.
 
     Args:
       folder: `report/` of the workdir.
-      rows: rows of `Evaluation.run`.
+      results: plain JSON: `rows` of `Evaluation.run`, `translations` of `measure_translation`,
+        `round_gaps` of `measure_round_gaps`, and `provenance`, what the numbers rest on.
       pictures: pictures of `Evaluation.run`.
-      translations: rows of `measure_translation`, empty without an encoder.
-      provenance: what the numbers rest on, plain JSON.
+      nearest: blocks of `nearest_pictures`, or none.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    rows = results["rows"]
+    save_round_gaps(folder / "round_gaps.png", results["round_gaps"])
     save_distance_by_calls(folder / "distance_by_calls.png", rows)
     save_trade_off(folder / "trade_off.png", rows)
     compared = comparison_blocks(pictures)
     save_strips(folder / "comparison.png", compared, "The same noise through every model")
     dial = dial_blocks(pictures)
     save_strips(folder / "student.png", dial, "One student family: guidance weight by steps")
-    (folder / "report.md").write_text(render_markdown(rows, translations, provenance))
-    results = {"provenance": provenance, "rows": rows, "translations": translations}
+    if nearest:
+        save_strips(
+            folder / "nearest.png", nearest, "Samples and the training pictures nearest to them"
+        )
+    text = render_markdown(results, with_nearest=bool(nearest))
+    (folder / "report.md").write_text(text)
+    write_html(folder / "index.html", text)
     write_json(folder / "results.json", results)
 
 
@@ -95,7 +111,7 @@ def table(rows, metric, digits):
     lines = {}
     for row in rows:
         lines.setdefault((row["model"], row["num_steps"]), {})[row["w"]] = row
-    lowest = metric not in ("accuracy", "is")
+    lowest = metric not in HIGHER_IS_BETTER
     best = {}
     for w in weights:
         few = [r[metric] for r in rows if r["w"] == w and r["model"] not in REFERENCES]
@@ -104,7 +120,10 @@ def table(rows, metric, digits):
     def cell(row):
         if row is None:
             return ""
-        text = f"{row[metric]:.{digits}f}"
+        scale = SCALES.get(metric, 1)
+        text = f"{scale * row[metric]:.{digits}f}"
+        if row.get(f"{metric}_std") is not None:
+            text += f" ± {scale * row[f'{metric}_std']:.{digits}f}"
         is_best = row["model"] not in REFERENCES and row[metric] == best[row["w"]]
         return f"**{text}**" if is_best else text
 
@@ -115,6 +134,42 @@ def table(rows, metric, digits):
         body.append(name + [cell(by_w.get(w)) for w in weights])
     header = ["model", "N", "calls"] + [f"w = {w:g}" for w in weights]
     return align([header, *body])
+
+
+def glance_table(rows, provenance, minutes):
+    """The run at a glance."""
+    full = next(row for row in rows if row["model"] == "teacher")
+    student = main_model({row["model"] for row in rows})
+    fewest = min((row for row in rows if row["model"] == student), key=lambda r: r["num_steps"])
+    speed_up = fewest["images_per_second"] / full["images_per_second"]
+    name, w = distance_name(provenance, full["n"]), full["w"]
+    both = {
+        f"full teacher, {full['network_calls']} calls": full,
+        calls_label(student, fewest["num_steps"]): fewest,
+    }
+    return align(
+        [
+            ["at a glance", ""],
+            ["data", provenance["data"]],
+            ["training", f"{minutes:.1f} minutes on {provenance['devices']}"],
+            *([f"{name}, w = {w:g}: {who}", f"{row['fid']:.2f}"] for who, row in both.items()),
+            ["speed-up of the latter", f"{speed_up:,.0f} x"],
+        ]
+    )
+
+
+def gap_table(gaps):
+    """The gap of each round over all its times, a line per stage and a column per w."""
+    weights = sorted({gap["w"] for gap in gaps})
+    body = []
+    for stage in dict.fromkeys(gap["stage"] for gap in gaps):
+        squares = {w: [] for w in weights}
+        for gap in gaps:
+            if gap["stage"] == stage:
+                squares[gap["w"]].append(gap["rmse"] ** 2)
+        cells = [f"{(sum(s) / len(s)) ** 0.5:.4f}" if s else "" for s in squares.values()]
+        body.append([stage, *cells])
+    return align([["round", *(f"w = {w:g}" for w in weights)], *body])
 
 
 def same_noise(rows):
@@ -183,16 +238,18 @@ def translation_table(rows):
     return align([header, *body])
 
 
-def terminal_summary(rows, translations, provenance):
+def terminal_summary(results):
     """What a run prints at its end."""
+    rows, translations = results["rows"], results["translations"]
+    provenance = results["provenance"]
     n = rows[0]["n"]
     translated = ["Style transfer of held-out pictures", translation_table(translations), ""]
     return "\n".join(
         [
             "",
-            f"Fréchet distance to {provenance['data']} on classifier features (n = {n}, "
-            f"classifier {provenance['classifier_accuracy']:.1%} right on held-out data); "
-            "lower is better",
+            f"{distance_name(provenance, n)} to {provenance['data']} on {provenance['features']} "
+            f"(n = {n}; classifier {provenance['classifier_accuracy']:.1%} right on held-out "
+            "data); lower is better",
             table(rows, "fid", 2).replace("**", "  "),
             "",
             "Same-noise RMSE to the full teacher; lower is better",
@@ -203,8 +260,62 @@ def terminal_summary(rows, translations, provenance):
     )
 
 
-def render_markdown(rows, translations, provenance):
+def neighbours_part(rows, provenance):
+    """Precision, recall and kernel distance; '' where the reference has no features of its own."""
+    if rows[0]["precision"] is None:
+        return ""
+    text = f"""
+## Precision and recall
+
+Share of samples among the training pictures (precision), and of those among the samples (recall),
+by balls to the third neighbour:
+
+{table(rows, "precision", 3)}
+
+{table(rows, "recall", 3)}
+"""
+    if on_inception(provenance):
+        text += f"""
+## Kernel inception distance
+
+Unbiased squared MMD with the cubic kernel x 1000, mean ± deviation over subsets; lower is better:
+
+{table(rows, "kid", 2)}
+"""
+    return text
+
+
+def on_inception(provenance):
+    """Whether distances are on InceptionV3's features."""
+    return provenance["features"].startswith("inception")
+
+
+def distance_name(provenance, n):
+    """'FID-50k' for 50,000 samples on Inception features and for nothing else."""
+    if not on_inception(provenance):
+        return "Fréchet distance"
+    return "FID-50k" if n == 50_000 else f"FID of {n:,} samples"
+
+
+def distance_words(provenance, n):
+    """What the distance was measured on, and how it is biased."""
+    reference = provenance["reference"]
+    size = f"{reference['n']:,} pictures" if "n" in reference else f"{reference['file']}"
+    on = f"To {size}, on {provenance['features']}; n = {n:,} samples in every row."
+    if not on_inception(provenance):
+        on += (
+            " The features are those of a classifier trained on the same data, not Inception's: "
+            "compare rows, not papers."
+        )
+    if n < 50_000:
+        on += " A small n biases every value upwards."
+    return on
+
+
+def render_markdown(results, *, with_nearest):
     """The report as Markdown."""
+    rows, translations = results["rows"], results["translations"]
+    provenance = results["provenance"]
     full = next(row for row in rows if row["model"] == "teacher")
     student = main_model({row["model"] for row in rows})
     students = [row for row in rows if row["model"] == student]
@@ -239,19 +350,17 @@ with their own.
 A guided teacher that needs {full["network_calls"]} network calls for a picture, distilled into
 students that need {fewest["network_calls"]} to {max(r["network_calls"] for r in students)}, over
 guidance weights w in [{provenance["w_range"][0]:g}, {provenance["w_range"][1]:g}] (w = 0 is
-unguided). Training took {minutes:.1f} minutes on {provenance["devices"]}.
+unguided).
+
+{glance_table(rows, provenance, minutes)}
 
 ![The same noise through every model](comparison.png)
 
 Every strip starts from the same ten noise samples, labels 0 to 9 of the data set's classes.
 
-## Fréchet distance
+## {distance_name(provenance, full["n"])}
 
-To the {provenance["reference_size"]:,} training pictures, on features of a classifier trained on
-the same data ({provenance["features"]}; {provenance["classifier_accuracy"]:.1%} right on
-{provenance["test_size"]} held-out pictures). n = {full["n"]} samples in every row. These are not
-Inception features: compare rows, not papers; and a small n biases every value upwards. Lower is
-better; bold marks the best of the few-call models.
+{distance_words(provenance, full["n"])} Lower is better; bold marks the best of the few-call models.
 
 {table(rows, "fid", 2)}
 
@@ -265,16 +374,27 @@ Root mean square difference of samples from the same noise and label, pictures i
 
 {table(same_noise(rows), "rmse_to_teacher", 3)}
 {step_one_part if to_step_one else ""}
+## Which round lost what
+
+Each student's one step against its teacher's sub-steps: RMSE of its prediction from the target of
+its round, on noised training pictures, over up to eight times t = i/N.
+
+{gap_table(results["round_gaps"])}
+
+![Gap of each round over time](round_gaps.png)
+
 ## Class accuracy and inception score
 
-Share of samples that the classifier gives the class that was asked for:
+Share of samples that get the class that was asked for from a classifier trained on the same data
+({provenance["classifier"]}; {provenance["classifier_accuracy"]:.1%} right on
+{provenance["test_size"]} held-out pictures):
 
 {table(rows, "accuracy", 3)}
 
-exp E[KL(p(y|x) ‖ p(y))] of the same classifier, over all n samples:
+exp E[KL(p(y|x) ‖ p(y))] on {provenance["features"]}, mean ± deviation over 10 splits:
 
 {table(rows, "is", 2)}
-
+{neighbours_part(rows, provenance)}
 {translation_part if translations else ""}
 ## Speed
 
@@ -286,6 +406,7 @@ Measured in this run, compilation left out, batches of {provenance["batch_size"]
 
 ![Guidance weight by number of steps](student.png)
 
+{NEAREST_PART if with_nearest else ""}
 ## What it took
 
 {align([["stage", "updates", "million network evaluations", "seconds"], *trained])}

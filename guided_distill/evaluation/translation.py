@@ -95,14 +95,14 @@ def translate_pictures(coders, images, source_labels, target_labels, *, encoder_
 
 
 def measure_translation(
-    coders, images, source_labels, target_labels, *, encoder_w, weights, extractor
+    coders, images, source_labels, target_labels, *, encoder_w, weights, classifier
 ):
     """Translates pictures with each coder and measures what came of it.
 
     Args:
       coders, images, source_labels, target_labels, encoder_w, weights: see
         `translate_pictures`.
-      extractor: `FeatureExtractor`, which judges the class.
+      classifier: `TrainedClassifier`, which judges the class.
 
     Returns:
       (rows, translated): a row per coder and weight, plain JSON; what `translate_pictures` gave.
@@ -116,7 +116,7 @@ def measure_translation(
         for w in weights:
             decoded = translated[coder.title, w]
             fresh = coder.decode(None, target_labels, np.full(n, w))
-            _, probabilities = extractor.apply(to_float(to_uint8(decoded)))
+            _, log_p = classifier.apply(to_uint8(decoded))
             rows.append(
                 {
                     "system": coder.system,
@@ -124,11 +124,11 @@ def measure_translation(
                     "network_calls": 2 * coder.calls,
                     "encoder_w": float(encoder_w),
                     "w": float(w),
-                    "target_accuracy": float(np.mean(probabilities.argmax(1) == target_labels)),
+                    "target_accuracy": float(np.mean(log_p.argmax(1) == target_labels)),
                     "rmse_to_source": rmse(decoded, x),
                     "rmse_of_fresh_to_source": rmse(fresh, x),
                     "round_trip_rmse": rmse(translated[coder.title, None], x),
-                    "features": extractor.name,
+                    "classifier": classifier.name,
                     "n": n,
                 }
             )

@@ -1,0 +1,91 @@
+"""Metrics of samples that come in batches: constant memory, whatever their number."""
+
+import numpy as np
+
+from guided_distill.data.sources import to_uint8
+from guided_distill.errors import UserError
+from guided_distill.evaluation.metrics import (
+    InceptionScore,
+    Moments,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
+from guided_distill.evaluation.reference import FEATURES_KEPT
+
+
+class Measurement:
+    """Everything that is measured of one model at one guidance weight.
+
+    Args:
+      n: samples to come.
+      extractor: `FeatureExtractor` of distances and scores.
+      classifier: `TrainedClassifier` of class accuracy; may be the extractor.
+      reference: `ReferenceStats`.
+    """
+
+    def __init__(self, n, extractor, classifier, reference):
+        self.n, self.extractor, self.classifier, self.reference = (
+            n,
+            extractor,
+            classifier,
+            reference,
+        )
+        self._moments, self._score = Moments(), InceptionScore(n)
+        self._kept, self._correct, self._squares = [], 0, {}
+
+    def add(self, x, labels, others):
+        """Adds a batch.
+
+        Args:
+          x: samples, `[B, H, W, C]` in [-1, 1].
+          labels: what was asked for, `[B]`.
+          others: `{name: samples of another model on the same noise, or None}`.
+        """
+        if not np.isfinite(x).all():
+            bad = self._moments.n + int(np.flatnonzero(~np.isfinite(x).all(axis=(1, 2, 3)))[0])
+            raise UserError(f"sample {bad} is not finite: the model that drew it has diverged")
+        images = to_uint8(x)
+        features, log_p = self.extractor.apply(images)
+        class_log_p = log_p
+        if self.classifier is not self.extractor:
+            _, class_log_p = self.classifier.apply(images)
+        seen = self._moments.n
+        self._moments.add(features)
+        self._score.add(log_p)
+        self._kept.append(np.asarray(features[: max(0, FEATURES_KEPT - seen)], np.float32))
+        self._correct += int(np.sum(class_log_p.argmax(axis=1) == labels))
+        for name, other in others.items():
+            if other is not None:
+                error = np.square(np.asarray(x, np.float64) - other).mean() * len(x)
+                self._squares[name] = self._squares.get(name, 0.0) + error
+
+    def result(self):
+        """The metrics as plain JSON; those that cannot be measured are None."""
+        score, score_std = self._score.result()
+        row = {
+            "fid": frechet_distance(
+                self._moments.mean,
+                self._moments.covariance,
+                self.reference.mean,
+                self.reference.covariance,
+            ),
+            "is": score,
+            "is_std": score_std,
+            "kid": None,
+            "kid_std": None,
+            "precision": None,
+            "recall": None,
+            "features": self.extractor.name,
+            "accuracy": self._correct / self.n,
+            **{name: None for name in ("rmse_to_teacher", "rmse_to_step_one")},
+            **{f"rmse_to_{name}": (s / self.n) ** 0.5 for name, s in self._squares.items()},
+            "n": self.n,
+        }
+        if self.reference.features is not None:
+            features = np.concatenate(self._kept)
+            row["kid"], row["kid_std"] = kernel_distance(features, self.reference.features)
+            row["precision"], row["recall"] = precision_recall(
+                features, self.reference.features, reference_radii=self.reference.radii
+            )
+        return row

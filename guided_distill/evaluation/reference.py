@@ -1,0 +1,118 @@
+"""Statistics of a data set that samples are measured against: computed once, kept, checked."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import numpy as np
+
+from guided_distill.errors import UserError
+from guided_distill.evaluation.metrics import Moments, neighbour_radii
+from guided_distill.training.progress import Progress
+
+PICTURES_AT_ONCE = 1_000
+FEATURES_KEPT = 10_000  # for what needs features themselves: kernel distance, precision, recall
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceStats:
+    """Statistics of one data set's features.
+
+    Attributes:
+      mean: `[D]` float64.
+      covariance: `[D, D]` float64.
+      features: `[m, D]` float32, an even share of all of them; None in files of other tools.
+      provenance: `data`, `data_sha256`, `n`, `features` (the extractor), `resize`, `stride` (of
+        the pictures whose features are kept); of other tools' files only what is known.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    features: np.ndarray | None
+    provenance: dict
+
+    @functools.cached_property
+    def radii(self):
+        """Radii of the features' balls, for precision."""
+        return neighbour_radii(self.features)
+
+
+def compute_reference(source, extractor):
+    """`ReferenceStats` of a data source's pictures, without augmentation, in constant memory."""
+    moments, kept = Moments(), []
+    stride = -(-len(source) // FEATURES_KEPT)
+    progress = Progress("reference statistics", total=len(source), unit="picture")
+    for start in range(0, len(source), PICTURES_AT_ONCE):
+        indices = np.arange(start, min(start + PICTURES_AT_ONCE, len(source)))
+        images, _ = source.read(indices)
+        features, _ = extractor.apply(images)
+        moments.add(features)
+        kept.append(np.asarray(features[indices % stride == 0], np.float32))
+        progress(int(indices[-1]) + 1)
+    progress.close()
+    return ReferenceStats(
+        moments.mean,
+        moments.covariance,
+        np.concatenate(kept),
+        {
+            "data": source.name,
+            "data_sha256": source.sha256,
+            "n": len(source),
+            "features": extractor.name,
+            "resize": extractor.resize,
+            "stride": stride,
+        },
+    )
+
+
+def save_reference(path, stats):
+    """Writes statistics as `.npz`, with the field's names `mu` and `sigma`."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial.npz")
+    np.savez(
+        partial,
+        mu=stats.mean,
+        sigma=stats.covariance,
+        features=stats.features,
+        provenance=json.dumps(stats.provenance),
+    )
+    partial.replace(path)
+
+
+def load_reference(path, source, extractor):
+    """Statistics from a file, ours or any with `mu` and `sigma`, checked against what is used.
+
+    Raises:
+      UserError: where the file is something else, or of another data set, size or extractor.
+    """
+    path = pathlib.Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mean, covariance = (np.asarray(file[name], np.float64) for name in ("mu", "sigma"))
+            features = file.get("features", None)
+            provenance = json.loads(str(file["provenance"])) if "provenance" in file else {}
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: --mode=reference_stats makes it") from None
+    except Exception as error:  # A damaged archive fails in many ways.
+        raise UserError(f"{path} is no reference statistics with mu and sigma") from error
+    dimension = extractor.num_features
+    if mean.shape != (dimension,) or covariance.shape != (dimension, dimension):
+        raise UserError(
+            f"{path} has statistics of shape {mean.shape} and {covariance.shape}, but "
+            f"{extractor.name} gives {dimension} features"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(f"{path} holds values that are not finite")
+    here = {
+        "data_sha256": source.sha256,
+        "features": extractor.name,
+        "resize": extractor.resize,
+    }
+    for key, value in here.items():
+        if key in provenance and provenance[key] != value:
+            raise UserError(
+                f"{path} was made with another {key}: {provenance[key]} there, {value} here"
+            )
+    return ReferenceStats(mean, covariance, features, {"file": path.name} | provenance)
