@@ -48,11 +48,6 @@ def check_teacher(stage, record, folder):
             f"a student of {stage.num_steps} steps needs a teacher of "
             f"{stage.factor * stage.num_steps}, but {folder.path} has {record['num_steps']}"
         )
-    if record["stage"] == "step_two" and record["algorithm"] != stage.algorithm:
-        raise UserError(
-            f"{stage.title} needs a teacher distilled by the same algorithm, "
-            f"but {folder.path} is {record['algorithm']}"
-        )
     if record["w_range"] is not None and tuple(record["w_range"]) != stage.w_range:
         raise UserError(
             f"{stage.title} learns w in {list(stage.w_range)}, "

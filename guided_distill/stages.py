@@ -156,7 +156,7 @@ def stages_after(stages, record):
         ]
     if not left:
         raise UserError(
-            f"--teacher is a finished {record['stage']}, which leaves no stage to train"
+            f"--teacher is a finished {record['name']}, which teaches none of the stages asked for"
         )
     return left
 

@@ -258,7 +258,9 @@ def test_students_of_another_algorithm_or_interval_do_not_teach(finished, tmp_pa
     train = lambda stage, teacher: jobs.train(  # noqa: E731
         paper_config(), tmp_path / "other", stage_name=stage, teacher=workdir / teacher
     )
-    with pytest.raises(UserError, match=r"stochastic, round 2 .* same algorithm, .* deterministic"):
+    with pytest.raises(
+        UserError, match=r"finished step_two/deterministic/0004, which teaches none"
+    ):
         train("step_two/stochastic/0002", "step_two/deterministic/0004")
     with pytest.raises(
         UserError, match=r"learns w in \[0.0, 4.0\], but .* knows w in \[2.0, 2.0\]"
