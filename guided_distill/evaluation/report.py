@@ -158,6 +158,21 @@ def glance_table(rows, provenance, minutes):
     )
 
 
+def provenance_table(provenance):
+    """What the numbers rest on, in short."""
+    reference, evaluation = provenance["reference"], provenance["evaluation"]
+    lines = {
+        "data": f"{provenance['data']}, sha256 {reference.get('data_sha256', 'unknown')[:16]}",
+        "reference": f"{reference.get('n', 'unknown number of')} pictures",
+        "features": f"{provenance['features']}, resize: {reference.get('resize', 'unknown')}",
+        "classifier": provenance["classifier"],
+        "samples": f"{evaluation['num_samples']:,} a row, seed {evaluation['seed']}, "
+        f"draws {evaluation['num_draws']}",
+        "software": f"jax {provenance['jax']} on {provenance['devices']}",
+    }
+    return align([["provenance", ""], *([key, value] for key, value in lines.items())])
+
+
 def gap_table(gaps):
     """The gap of each round over all its times, a line per stage and a column per w."""
     weights = sorted({gap["w"] for gap in gaps})
@@ -413,5 +428,9 @@ Measured in this run, compilation left out, batches of {provenance["batch_size"]
 
 A forward pass of one example is one evaluation, forward and backward are three.
 
-Provenance (seeds, hashes of data and parameters) stands in [results.json](results.json).
+## Provenance
+
+{provenance_table(provenance)}
+
+All settings and the hash of every stage's parameters stand in [results.json](results.json).
 """
