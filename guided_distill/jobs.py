@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from guided_distill import settings
-from guided_distill.data.sources import load_source, to_uint8
+from guided_distill.data.picture_files import read_pictures
+from guided_distill.data.sources import load_source, to_float, to_uint8
 from guided_distill.errors import UserError
 from guided_distill.evaluation.classifier import load_or_train_classifier
 from guided_distill.evaluation.evaluate import (
@@ -17,6 +18,7 @@ from guided_distill.evaluation.evaluate import (
 )
 from guided_distill.evaluation.features import load_inception_extractor
 from guided_distill.evaluation.generate import Samplers
+from guided_distill.evaluation.measure import Measurement
 from guided_distill.evaluation.nearest import nearest_pictures
 from guided_distill.evaluation.pictures import grid, save_grid
 from guided_distill.evaluation.reference import (
@@ -24,7 +26,7 @@ from guided_distill.evaluation.reference import (
     load_reference,
     save_reference,
 )
-from guided_distill.evaluation.report import terminal_summary, write_report
+from guided_distill.evaluation.report import align, terminal_summary, write_report
 from guided_distill.evaluation.round_gap import measure_round_gaps
 from guided_distill.evaluation.translation import (
     can_translate,
@@ -41,7 +43,7 @@ from guided_distill.stages import (
     stages_after,
 )
 from guided_distill.training import sharding
-from guided_distill.training.checkpoint import read_json
+from guided_distill.training.checkpoint import read_json, write_json
 from guided_distill.training.metric_writer import make_metric_writer
 from guided_distill.training.progress import say
 from guided_distill.training.stage_folder import StageFolder
@@ -150,6 +152,38 @@ def load_classifier(config, workdir, train_source, test_source):
         num_updates=config.evaluation.classifier_updates,
         seed=config.seed,
     )
+
+
+def measure_pictures(config, workdir, images, *, skip_broken=False, out=""):
+    """The job `evaluate` on files: the metrics of any pictures against the data set.
+
+    Args:
+      config: the workdir's ConfigDict.
+      workdir: where the classifier and the reference statistics lie.
+      images: picture files or folders.
+      skip_broken: leave out files that cannot be used, and say which.
+      out: JSON to write; '' writes none.
+    """
+    train_source = load_source(config.data.name, "train")
+    test_source = load_source(config.data.name, "test")
+    pictures, notices = read_pictures(images, train_source.image_shape, skip_broken=skip_broken)
+    for notice in notices:
+        say(notice)
+    if len(pictures) < 2:
+        raise UserError("--images holds one picture: a distance needs two or more")
+    classifier = load_classifier(config, workdir, train_source, test_source)
+    extractor = choose_extractor(config, classifier)
+    reference = find_reference(config, workdir, train_source, extractor)
+    measurement = Measurement(len(pictures), extractor, classifier, reference)
+    for start in range(0, len(pictures), config.evaluation.batch_size):
+        part = pictures[start : start + config.evaluation.batch_size]
+        measurement.add(to_float(part), np.full(len(part), -1), {})
+    unlabelled = ("accuracy", "rmse_to_teacher", "rmse_to_step_one")
+    row = {key: value for key, value in measurement.result().items() if key not in unlabelled}
+    if out:
+        write_json(pathlib.Path(out), row | {"reference": reference.provenance})
+    numbers = [[key, f"{v:.4f}" if isinstance(v, float) else str(v)] for key, v in row.items()]
+    print(align([["metric", "value"], *numbers]))
 
 
 def reference_stats(config, workdir, out=""):

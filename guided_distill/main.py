@@ -64,7 +64,13 @@ _SOURCE_LABEL = flags.DEFINE_integer("source_label", None, "translate: class of 
 _TARGET_LABEL = flags.DEFINE_integer("target_label", None, "translate: class to make of them.")
 _ENCODER_W = flags.DEFINE_float("encoder_w", 0.0, "translate: guidance weight of the encoder.")
 _IMAGES = flags.DEFINE_list(
-    "images", [], "translate: picture files or folders; default: the data set's held-out pictures."
+    "images",
+    [],
+    "translate: picture files or folders; default: the data set's held-out pictures. "
+    "evaluate: measure these instead of the run's models.",
+)
+_SKIP_BROKEN = flags.DEFINE_boolean(
+    "skip_broken", False, "evaluate --images: leave out files that cannot be used, and say which."
 )
 _LABELS = flags.DEFINE_list("labels", [], "sample: classes to cycle through; default: all.")
 _N = flags.DEFINE_integer(
@@ -75,7 +81,7 @@ _OUT = flags.DEFINE_string(
     "out",
     "",
     "sample: a picture (grid.png) or arrays (samples.npz). translate: the figure. "
-    "reference_stats, convert_inception: the .npz to write.",
+    "reference_stats, convert_inception: the .npz to write. evaluate --images: JSON.",
 )
 _WEIGHTS = flags.DEFINE_string(
     "weights", "", "convert_inception: the .pth file that the field's FID tools use."
@@ -145,7 +151,12 @@ def run_train(workdir):
 def run_evaluate(workdir):
     from guided_distill import jobs
 
-    if not jobs.evaluate(checked_config(workdir), workdir):
+    config = checked_config(workdir)
+    if _IMAGES.value:
+        jobs.measure_pictures(
+            config, workdir, _IMAGES.value, skip_broken=_SKIP_BROKEN.value, out=_OUT.value
+        )
+    elif not jobs.evaluate(config, workdir):
         print(f"evaluated before: {workdir / 'report' / 'index.html'}")
 
 

@@ -4,9 +4,10 @@ import pathlib
 
 import jax
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from guided_distill import settings
+from guided_distill.data.picture_files import read_pictures
 from guided_distill.data.sources import load_source
 from guided_distill.errors import UserError
 from guided_distill.evaluation.generate import Samplers
@@ -23,8 +24,6 @@ from guided_distill.stages import find_stages
 from guided_distill.training import sharding
 from guided_distill.training.checkpoint import write_json
 from guided_distill.training.progress import say
-
-MODE_OF_CHANNELS = {1: "L", 3: "RGB"}
 
 
 def translate(
@@ -67,11 +66,13 @@ def translate(
     check_request(record, source_label, target_label, encoder_w, weights)
     train_source = load_source(config.data.name, "train")
     test_source = load_source(config.data.name, "test")
-    pictures = (
-        read_pictures(images, record["image_shape"])
-        if images
-        else test_source.images[test_source.labels == source_label]
-    )[:n]
+    if images:
+        pictures, notices = read_pictures(images, record["image_shape"])
+        for notice in notices:
+            say(notice)
+    else:
+        pictures = test_source.images[test_source.labels == source_label]
+    pictures = pictures[:n]
     if not len(pictures):
         raise UserError(f"{test_source.name} has no held-out picture of class {source_label}")
     batch_size = -(-min(batch_size, len(pictures)) // jax.device_count()) * jax.device_count()
@@ -136,48 +137,6 @@ def check_out(out):
     """Refuses a figure's path that no picture can be written to."""
     if out and pathlib.Path(out).suffix.lower() not in Image.registered_extensions():
         raise UserError(f"--out={out}: take a picture's suffix, such as .png")
-
-
-def read_pictures(paths, image_shape):
-    """Picture files as `[n, H, W, C]` uint8; colours and square sizes are converted with a word.
-
-    Args:
-      paths: files, or folders whose files are taken in order of name.
-      image_shape: (H, W, C) of the model.
-
-    Raises:
-      UserError: where a path is no picture, or a picture is not square.
-    """
-    files = []
-    for path in map(pathlib.Path, paths):
-        files += sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    if not files:
-        raise UserError(f"--images={','.join(map(str, paths))} holds no files")
-    return np.stack([read_picture(path, image_shape) for path in files])
-
-
-def read_picture(path, image_shape):
-    """One picture of `read_pictures`, `[H, W, C]` uint8."""
-    height, width, channels = image_shape
-    try:
-        with Image.open(path) as opened:
-            picture = opened.copy()
-    except (OSError, UnidentifiedImageError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else "not a picture"
-        raise UserError(f"--images: {path} cannot be read: {reason}") from error
-    mode = MODE_OF_CHANNELS[channels]
-    if picture.mode != mode:
-        say(f"{path}: converted from {picture.mode} to {mode}")
-        picture = picture.convert(mode)
-    if picture.size != (width, height):
-        if picture.size[0] != picture.size[1]:
-            raise UserError(
-                f"--images: {path} is {picture.size[0]}x{picture.size[1]}, the model takes "
-                f"{width}x{height}: crop it to a square first"
-            )
-        say(f"{path}: resized from {picture.size[0]}x{picture.size[1]} to {width}x{height}")
-        picture = picture.resize((width, height), Image.Resampling.BOX)
-    return np.asarray(picture, np.uint8).reshape(height, width, channels)
 
 
 def hashes(stages):

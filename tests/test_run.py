@@ -15,6 +15,7 @@ from conftest import ROOT, command, compilations, params_hashes
 from PIL import Image
 
 from guided_distill import jobs, settings
+from guided_distill.data.sources import load_source
 from guided_distill.errors import UserError
 from guided_distill.sample import sample as draw_samples
 from guided_distill.stages import plan_stages
@@ -297,3 +298,52 @@ def test_launcher_of_virtual_devices_runs_the_same_main(finished, tmp_path):
 def test_tiny_config_is_a_right_config():
     settings.check_config(tiny_config())
     assert [stage.name for stage in plan_stages(tiny_config())] == STAGES
+
+
+def save_digits(folder, images):
+    folder.mkdir()
+    for k, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(folder / f"{k:03d}.png")
+    return [str(folder)]
+
+
+def test_any_folder_of_pictures_is_measured(copied, tmp_path, capsys):
+    test = load_source("digits", "test")
+    images = save_digits(tmp_path / "mine", test.images[:60])
+    out = tmp_path / "m.json"
+    jobs.measure_pictures(tiny_config(), copied, images, out=str(out))
+    row = json.loads(out.read_text())
+    assert row["n"] == 60 and row["reference"]["n"] == 1500 and "accuracy" not in row
+    assert "| fid" in capsys.readouterr().out
+    noise = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
+    jobs.measure_pictures(
+        tiny_config(), copied, save_digits(tmp_path / "noise", noise), out=str(out)
+    )
+    assert json.loads(out.read_text())["fid"] > row["fid"]
+
+
+def test_a_broken_file_is_named_and_left_out_only_on_request(copied, tmp_path, capsys):
+    images = save_digits(tmp_path / "mine", load_source("digits", "test").images[:5])
+    (tmp_path / "mine" / "002.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match="002.png cannot be read: not a picture, or a broken one"):
+        jobs.measure_pictures(tiny_config(), copied, images)
+    out = tmp_path / "m.json"
+    jobs.measure_pictures(tiny_config(), copied, images, skip_broken=True, out=str(out))
+    assert json.loads(out.read_text())["n"] == 4
+    assert "1 of 5 files left out: " in capsys.readouterr().err
+    one = [str(tmp_path / "mine" / "000.png")]
+    with pytest.raises(UserError, match="needs two or more"):
+        jobs.measure_pictures(tiny_config(), copied, one)
+
+
+def test_reference_statistics_are_a_job_of_their_own(copied, tmp_path):
+    jobs.reference_stats(tiny_config(), copied, str(tmp_path / "digits.npz"))
+    config = tiny_config()
+    config.evaluation.reference_stats = str(tmp_path / "digits.npz")
+    config.evaluation.num_samples = 20
+    jobs.evaluate(config, copied)
+    results = json.loads((copied / "report" / "results.json").read_text())
+    assert results["provenance"]["reference"]["file"] == "digits.npz"
+    config.evaluation.reference_stats = str(tmp_path / "nowhere.npz")
+    with pytest.raises(UserError, match="nowhere.npz is missing: --mode=reference_stats makes it"):
+        jobs.evaluate(config, copied)

@@ -226,7 +226,7 @@ def test_own_pictures_are_converted_with_a_word(finished, tmp_path, capsys):
         (dict(n=0), r"--n must be at least 1, got 0"),
         (dict(images=["wide.png"]), r"wide.png is 16x8, the model takes 8x8: crop it"),
         (dict(images=["nowhere.png"]), r"nowhere.png cannot be read: no such file"),
-        (dict(images=["text.png"]), r"text.png cannot be read: not a picture"),
+        (dict(images=["text.png"]), r"text.png cannot be read: not a picture, or a broken one"),
         (dict(images=["empty"]), r"--images=empty holds no files"),
         (dict(out="x.pgn"), r"--out=x.pgn: take a picture's suffix, such as .png"),
     ],

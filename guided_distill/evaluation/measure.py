@@ -5,6 +5,7 @@ import numpy as np
 from guided_distill.data.sources import to_uint8
 from guided_distill.errors import UserError
 from guided_distill.evaluation.metrics import (
+    NEIGHBOURS,
     InceptionScore,
     Moments,
     frechet_distance,
@@ -85,7 +86,8 @@ class Measurement:
         if self.reference.features is not None:
             features = np.concatenate(self._kept)
             row["kid"], row["kid_std"] = kernel_distance(features, self.reference.features)
-            row["precision"], row["recall"] = precision_recall(
-                features, self.reference.features, reference_radii=self.reference.radii
-            )
+            if len(features) > NEIGHBOURS:
+                row["precision"], row["recall"] = precision_recall(
+                    features, self.reference.features, reference_radii=self.reference.radii
+                )
         return row

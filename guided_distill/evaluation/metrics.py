@@ -5,6 +5,7 @@ import numpy as np
 from guided_distill.errors import UserError
 
 ROWS_AT_ONCE = 1_000
+NEIGHBOURS = 3  # of precision and recall
 
 
 class Moments:
@@ -174,12 +175,12 @@ def precision_recall(features, reference, *, reference_radii=None):
     )
 
 
-def neighbour_radii(points, num_neighbours=3):
-    """Distance of each of `[n, D]` to its k-th neighbour, `[n]`."""
+def neighbour_radii(points):
+    """Distance of each of `[n, D]` to its third neighbour, `[n]`."""
     points = np.asarray(points, np.float64)
     return np.concatenate(
         [
-            np.partition(distances(part, points), num_neighbours, axis=1)[:, num_neighbours]
+            np.partition(distances(part, points), NEIGHBOURS, axis=1)[:, NEIGHBOURS]
             for part in _blocks(points)
         ]
     )

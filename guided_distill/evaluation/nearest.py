@@ -5,7 +5,7 @@ import numpy as np
 from guided_distill.evaluation.metrics import distances
 from guided_distill.evaluation.report import STRIP_LENGTH, main_model
 
-NEIGHBOURS = 3
+SHOWN = 3
 
 
 def nearest_pictures(pictures, extractor, reference, source):
@@ -33,7 +33,7 @@ def nearest_pictures(pictures, extractor, reference, source):
         features, _ = extractor.apply(samples)
         order = np.argsort(distances(features.astype(np.float64), reference.features), axis=1)
         block = {"sample": samples}
-        for k in range(NEIGHBOURS):
+        for k in range(SHOWN):
             block[f"nearest {k + 1}"], _ = source.read(order[:, k] * stride)
         blocks[f"N = {steps}, w = {w:g}"] = block
     return blocks
