@@ -49,6 +49,7 @@ from guided_distill.training.progress import say
 from guided_distill.training.stage_folder import StageFolder
 
 PREVIEW_STEPS = 64  # at most, of the samples drawn after a stage
+RESULTS_FORMAT = 2  # of results.json; another one is measured anew
 PREVIEW_SAMPLES = 10  # per guidance weight
 
 
@@ -130,6 +131,7 @@ def evaluate(config, workdir, samplers=None):
     pictures = draws[0][1]
     weights, seed = config.evaluation.w, config.evaluation.seed
     results = {
+        "format": RESULTS_FORMAT,
         "rows": rows,
         "translations": evaluate_translation(config, stages, samplers, classifier, test_source),
         "round_gaps": measure_round_gaps(stages, train_source, weights, seed=seed),
@@ -254,8 +256,10 @@ def evaluate_translation(config, stages, samplers, classifier, test_source):
 def read_results(workdir):
     """What `evaluate` measured; None where it did not, or other stages than are there now."""
     results = read_json(workdir / "report" / "results.json")
+    if results is None or results.get("format") != RESULTS_FORMAT:
+        return None
     hashes = {name: stage.record["params_sha256"] for name, stage in find_stages(workdir).items()}
-    return results if results and results["provenance"]["params_sha256"] == hashes else None
+    return results if results["provenance"]["params_sha256"] == hashes else None
 
 
 def check_evaluation(config, workdir, stages):
