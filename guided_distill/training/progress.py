@@ -38,7 +38,7 @@ class Progress:
                 initial=done,
                 unit=unit,
                 dynamic_ncols=True,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
                 "{postfix} [{elapsed}<{remaining}]",
             )
         else:
