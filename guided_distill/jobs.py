@@ -332,4 +332,6 @@ def load_config(workdir):
     plain = read_json(pathlib.Path(workdir) / "config.json")
     if plain is None:
         raise UserError(f"{workdir} holds no run: train one first, or check --workdir")
+    if not all(section in plain for section in settings.ROUND_SECTIONS):
+        raise UserError(f"{workdir}/config.json was written by an earlier version: name --config")
     return settings.from_plain(plain)

@@ -191,6 +191,8 @@ def lineage(folder):
     """`{name: folder}` of a finished stage and of those it descends from."""
     found = {}
     while folder is not None:
+        if "name" not in folder.record:
+            raise UserError(f"{folder.path} was written by an earlier version: train it anew")
         found[folder.record["name"]] = folder
         folder = folder.parent()
     return found

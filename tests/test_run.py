@@ -250,6 +250,13 @@ def test_empty_workdirs_are_refused(tmp_path):
         jobs.load_config(tmp_path)
     with pytest.raises(UserError, match="holds no finished student"):
         jobs.evaluate(tiny_config(), tmp_path)
+    (tmp_path / "config.json").write_text('{"step_two": {"rounds": []}}')
+    with pytest.raises(UserError, match="config.json was written by an earlier version"):
+        jobs.load_config(tmp_path)
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "stage.json").write_text('{"parent": null}')
+    with pytest.raises(UserError, match="teacher was written by an earlier version: train it anew"):
+        jobs.evaluate(tiny_config(), tmp_path)
 
 
 @pytest.mark.parametrize(
