@@ -38,6 +38,7 @@ from guided_distill.pipeline import Trainer
 from guided_distill.stages import (
     find_stages,
     network_evaluations,
+    params_hashes,
     plan_stages,
     select_stages,
     stages_after,
@@ -93,7 +94,6 @@ def evaluate(config, workdir, samplers=None):
     folder = workdir / "report"
     stages = find_stages(workdir)
     check_evaluation(config, workdir, stages)
-    records = {name: stage.record for name, stage in stages.items()}
     evaluation = settings.to_plain(config)["evaluation"]
     done = read_results(workdir)
     if done and done["provenance"]["evaluation"] == evaluation:
@@ -102,7 +102,7 @@ def evaluate(config, workdir, samplers=None):
     samplers = samplers or make_samplers(config)
     train_source = load_source(config.data.name, "train")
     test_source = load_source(config.data.name, "test")
-    classifier = load_classifier(config, workdir, train_source, test_source)
+    classifier = load_classifier(config, workdir)
     extractor = choose_extractor(config, classifier)
     reference = find_reference(config, workdir, train_source, extractor)
     contenders = list_contenders(
@@ -135,7 +135,7 @@ def evaluate(config, workdir, samplers=None):
         "rows": rows,
         "translations": evaluate_translation(config, stages, samplers, classifier, test_source),
         "round_gaps": measure_round_gaps(stages, train_source, weights, seed=seed),
-        "provenance": describe(config, records, extractor, classifier, reference, test_source),
+        "provenance": describe(config, stages, extractor, classifier, reference, test_source),
     }
     nearest = nearest_pictures(pictures, extractor, reference, train_source)
     write_report(folder, results, pictures, nearest)
@@ -145,12 +145,12 @@ def evaluate(config, workdir, samplers=None):
     return True
 
 
-def load_classifier(config, workdir, train_source, test_source):
+def load_classifier(config, workdir):
     """The `TrainedClassifier` of a workdir, trained now if it is not there."""
     return load_or_train_classifier(
         workdir / "classifier",
-        train_source,
-        test_source,
+        load_source(config.data.name, "train"),
+        load_source(config.data.name, "test"),
         num_updates=config.evaluation.classifier_updates,
         seed=config.seed,
     )
@@ -167,13 +167,12 @@ def measure_pictures(config, workdir, images, *, skip_broken=False, out=""):
       out: JSON to write; '' writes none.
     """
     train_source = load_source(config.data.name, "train")
-    test_source = load_source(config.data.name, "test")
     pictures, notices = read_pictures(images, train_source.image_shape, skip_broken=skip_broken)
     for notice in notices:
         say(notice)
     if len(pictures) < 2:
         raise UserError("--images holds one picture: a distance needs two or more")
-    classifier = load_classifier(config, workdir, train_source, test_source)
+    classifier = load_classifier(config, workdir)
     extractor = choose_extractor(config, classifier)
     reference = find_reference(config, workdir, train_source, extractor)
     measurement = Measurement(len(pictures), extractor, classifier, reference)
@@ -191,10 +190,9 @@ def measure_pictures(config, workdir, images, *, skip_broken=False, out=""):
 def reference_stats(config, workdir, out=""):
     """The job `reference_stats`: statistics of the training pictures, for any later evaluation."""
     train_source = load_source(config.data.name, "train")
-    test_source = load_source(config.data.name, "test")
     classifier = None
     if not config.evaluation.inception:
-        classifier = load_classifier(config, workdir, train_source, test_source)
+        classifier = load_classifier(config, workdir)
     extractor = choose_extractor(config, classifier)
     path = pathlib.Path(out or workdir / "reference" / f"{extractor.name}.npz")
     save_reference(path, compute_reference(train_source, extractor))
@@ -258,7 +256,7 @@ def read_results(workdir):
     results = read_json(workdir / "report" / "results.json")
     if results is None or results.get("format") != RESULTS_FORMAT:
         return None
-    hashes = {name: stage.record["params_sha256"] for name, stage in find_stages(workdir).items()}
+    hashes = params_hashes(find_stages(workdir))
     return results if results["provenance"]["params_sha256"] == hashes else None
 
 
@@ -272,11 +270,11 @@ def check_evaluation(config, workdir, stages):
         settings.check_distilled(num_steps, distilled, what="evaluation.num_steps")
 
 
-def describe(config, records, extractor, classifier, reference, test_source):
+def describe(config, stages, extractor, classifier, reference, test_source):
     """What a report's numbers rest on, as plain JSON."""
     return {
         "evaluation": settings.to_plain(config)["evaluation"],
-        "params_sha256": {name: record["params_sha256"] for name, record in records.items()},
+        "params_sha256": params_hashes(stages),
         "data": test_source.name,
         "features": extractor.name,
         "reference": reference.provenance,
@@ -285,7 +283,7 @@ def describe(config, records, extractor, classifier, reference, test_source):
         "classifier_accuracy": classifier.accuracy,
         "w_range": list(config.w_range),
         "batch_size": config.evaluation.batch_size,
-        "stages": {name: stage_summary(record) for name, record in records.items()},
+        "stages": {name: stage_summary(stage.record) for name, stage in stages.items()},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
     }

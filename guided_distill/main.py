@@ -119,7 +119,7 @@ def run_mode():
     if _MODE.value == "convert_inception":
         run_convert_inception()
         return
-    if not _WORKDIR.value:
+    if not (_WORKDIR.value or "").strip(","):
         raise UserError("--workdir is missing: name the run's folder")
     workdirs = [pathlib.Path(_WORKDIR.value).expanduser()]
     if _MODE.value == "report":
@@ -235,6 +235,8 @@ def checked_config(workdir=None):
 
 def weights():
     """The numbers of `--w`."""
+    if not _W.value:
+        raise UserError("--w is empty: name one or more guidance weights, such as --w=0,1")
     return [to_number(w, float, "--w") for w in _W.value]
 
 

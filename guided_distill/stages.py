@@ -187,6 +187,11 @@ def find_students(workdir):
     return families
 
 
+def params_hashes(stages):
+    """`{name: params_sha256}` of `{name: folder}`."""
+    return {name: folder.record["params_sha256"] for name, folder in stages.items()}
+
+
 def lineage(folder):
     """`{name: folder}` of a finished stage and of those it descends from."""
     found = {}

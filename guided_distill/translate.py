@@ -20,7 +20,7 @@ from guided_distill.evaluation.translation import (
 )
 from guided_distill.jobs import load_classifier
 from guided_distill.sample import check_counts
-from guided_distill.stages import find_stages
+from guided_distill.stages import find_stages, params_hashes
 from guided_distill.training import sharding
 from guided_distill.training.checkpoint import write_json
 from guided_distill.training.progress import say
@@ -64,7 +64,6 @@ def translate(
     num_steps = choose_num_steps(workdir, stages, num_steps)
     record = stages[f"step_two/encoder/{num_steps:04d}"].record
     check_request(record, source_label, target_label, encoder_w, weights)
-    train_source = load_source(config.data.name, "train")
     test_source = load_source(config.data.name, "test")
     if images:
         pictures, notices = read_pictures(images, record["image_shape"])
@@ -84,13 +83,13 @@ def translate(
         np.full(len(pictures), target_label),
         encoder_w=encoder_w,
         weights=weights,
-        classifier=load_classifier(config, workdir, train_source, test_source),
+        classifier=load_classifier(config, workdir),
     )
     name = f"{source_label}_to_{target_label}"
     figure = pathlib.Path(out or workdir / "translate" / f"{name}.png")
     title = f"{source_label} to {target_label}, encoded at w = {encoder_w:g}"
     save_strips(figure, translation_blocks(pictures, translated), title)
-    write_json(figure.with_suffix(".json"), {"params_sha256": hashes(stages), "rows": rows})
+    write_json(figure.with_suffix(".json"), {"params_sha256": params_hashes(stages), "rows": rows})
     print(translation_table(rows))
     say(f"{len(pictures)} pictures translated: {figure}")
 
@@ -137,8 +136,3 @@ def check_out(out):
     """Refuses a figure's path that no picture can be written to."""
     if out and pathlib.Path(out).suffix.lower() not in Image.registered_extensions():
         raise UserError(f"--out={out}: take a picture's suffix, such as .png")
-
-
-def hashes(stages):
-    """`{name: params_sha256}`."""
-    return {name: stage.record["params_sha256"] for name, stage in stages.items()}

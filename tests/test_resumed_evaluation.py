@@ -121,3 +121,18 @@ def test_references_are_compared_with_and_students_with_step_one(tmp_path):
     assert by_model["step_one", 8, 1.0]["rmse_to_teacher"] > 0.1
     assert by_model["step_one", 8, 1.0]["rmse_to_step_one"] is None
     assert by_model["student", 1, 1.0]["rmse_to_step_one"] > 0.1
+
+
+def test_a_row_of_another_ancestral_mix_is_measured_anew(tmp_path):
+    def rows(mix):
+        generator = FakeGenerator()
+        teacher = Contender("teacher", "ddim", 8, 1, Folder("teacher"), generator)
+        baseline = Contender(
+            "ancestral", "ancestral", 2, 2, Folder("teacher"), generator, ancestral_mix=mix
+        )
+        evaluation(tmp_path).run([teacher, baseline], [0.0])
+        return len(generator.drawn)
+
+    assert rows(0.3) > N
+    assert rows(0.3) == 0
+    assert rows(0.7) > N - 1

@@ -273,6 +273,8 @@ def test_empty_workdirs_are_refused(tmp_path):
         (["--work_dir=x"], r"unknown flag --work_dir \(did you mean workdir\?\)"),
         (["extra"], r"unexpected argument extra"),
         (["--mode=sample", "--out=x.png", "--w=two"], r"--w takes numbers .* got 'two'"),
+        (["--mode=sample", "--out=x.png", "--w="], r"--w is empty: name one or more"),
+        (["--mode=report", "--workdir=,"], r"--workdir is missing: name the run's folder"),
         (["--config=nowhere.py"], r"No such file or directory: 'nowhere.py'"),
     ],
 )

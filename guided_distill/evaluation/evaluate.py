@@ -38,6 +38,7 @@ class Contender:
       folder: `StageFolder` of its parameters, read when they are needed.
       generator: draws its samples.
       only_w: the one guidance weight it knows; None for all.
+      ancestral_mix: setting of the ancestral sampler; None for the others.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Contender:
     folder: object
     generator: object
     only_w: float | None = None
+    ancestral_mix: float | None = None
 
     @property
     def network_calls(self):
@@ -81,7 +83,8 @@ def list_contenders(
         only_w = record["w_range"][0] if model == "single_w" else None
         generator = samplers.of(record, sampler)
         calls = calls_per_step(record)
-        return Contender(model, sampler, steps, calls, stages[name], generator, only_w)
+        mix = samplers.ancestral_mix if sampler == "ancestral" else None
+        return Contender(model, sampler, steps, calls, stages[name], generator, only_w, mix)
 
     contenders = [contender("teacher", "teacher", start_steps)]
     if "step_one" in stages:
@@ -189,6 +192,7 @@ class Evaluation:
         return {
             "params_sha256": contender.folder.record["params_sha256"],
             "sampler": contender.sampler,
+            "ancestral_mix": contender.ancestral_mix,
             "num_steps": contender.num_steps,
             "w": w,
             "n": self.num_samples,

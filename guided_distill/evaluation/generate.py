@@ -83,7 +83,7 @@ class Samplers:
     """
 
     def __init__(self, mesh, batch_size, ancestral_mix=0.3):
-        self.mesh, self.batch_size = mesh, batch_size
+        self.mesh, self.batch_size, self.ancestral_mix = mesh, batch_size, ancestral_mix
         self._runs = {
             "ddim": lambda denoise, z_1, w, keys, **on: sample_ddim(denoise, z_1, w, **on),
             "stochastic": sample_stochastic,
@@ -153,7 +153,7 @@ class Generator:
         self._draw_noise = jax.jit(draw_noise, out_shardings=self._sharding)
         self._sample = jax.jit(sample)
 
-    def __call__(self, params, *, labels, w, indices, num_steps, seed, start=None, on_batch=None):
+    def __call__(self, params, *, labels, w, indices, num_steps, seed, start=None):
         """Draws samples.
 
         Args:
@@ -164,7 +164,6 @@ class Generator:
           num_steps: N.
           seed: of the noise.
           start: `[n, H, W, C]` latents to decode, or pictures to encode; None draws noise.
-          on_batch: called with the number of samples done.
 
         Returns:
           `[n, H, W, C]` float32, in [-1, 1] but for an encoder.
@@ -183,6 +182,4 @@ class Generator:
                 z_1 = jax.device_put(np.asarray(start, np.float32)[rows], self._sharding)
             x = self._sample(params, z_1, keys, labels_here, w_here, np.int32(num_steps))
             outputs.append(np.asarray(x)[: n - first])
-            if on_batch:
-                on_batch(min(first + self.batch_size, n))
         return np.concatenate(outputs)
