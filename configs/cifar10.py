@@ -31,6 +31,7 @@ def get_config(variant=""):
     config.distillations = base["DISTILLATIONS"][variant]
 
     config.data.name = "cifar10"
+    config.data.augmentations = ("flip",)  # [R]
 
     config.model.prediction = "v"  # [P] C.1
     config.model.width = 256  # [R]

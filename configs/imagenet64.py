@@ -33,7 +33,9 @@ def get_config(variant=""):
     config = base["get_config"]()
     config.distillations = base["DISTILLATIONS"][variant]
 
-    config.data.name = "imagenet64"
+    config.data.name = "imagenet2012"
+    config.data.image_size = 64  # [R] centre square crop, area resize
+    config.data.augmentations = ("flip",)  # [R]
 
     config.model.prediction = "v"  # [P] C.1
     config.model.width = 192  # [R]

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 
 from guided_distill import settings
-from guided_distill.data.picture_files import read_pictures
-from guided_distill.data.sources import load_source, to_float, to_uint8
+from guided_distill.data.pictures import read_pictures
+from guided_distill.data.pixels import to_float, to_uint8
+from guided_distill.data.registry import open_dataset, prepare_builder
 from guided_distill.errors import UserError
 from guided_distill.evaluation.classifier import load_or_train_classifier
 from guided_distill.evaluation.evaluate import (
@@ -35,6 +36,7 @@ from guided_distill.evaluation.translation import (
     pictures_of_pairs,
 )
 from guided_distill.pipeline import Trainer
+from guided_distill.progress import say
 from guided_distill.stages import (
     find_stages,
     network_evaluations,
@@ -46,7 +48,6 @@ from guided_distill.stages import (
 from guided_distill.training import sharding
 from guided_distill.training.checkpoint import read_json, write_json
 from guided_distill.training.metric_writer import make_metric_writer
-from guided_distill.training.progress import say
 from guided_distill.training.stage_folder import StageFolder
 
 PREVIEW_STEPS = 64  # at most, of the samples drawn after a stage
@@ -69,6 +70,7 @@ def train(config, workdir, *, stage_name="", teacher=""):
     """
     workdir = pathlib.Path(workdir)
     settings.check_devices(config, jax.device_count())
+    dataset = open_data(config)
     stages = select_stages(plan_stages(config), stage_name)
     teacher_folder = StageFolder(pathlib.Path(teacher)) if teacher else None
     if teacher_folder:
@@ -76,19 +78,22 @@ def train(config, workdir, *, stage_name="", teacher=""):
         stages = stages_after(stages, record)
     samplers = make_samplers(config)
     trainer = Trainer(
-        config, workdir, on_stage_end=lambda *args: preview(config, workdir, samplers, *args)
+        config,
+        workdir,
+        dataset,
+        on_stage_end=lambda *args: preview(config, workdir, samplers, *args),
     )
     trained = trainer.run(stages, teacher_folder)
     if stage_name:
         say(f"{stage_name}: {'finished' if trained else 'was finished before'}: {workdir}")
         return bool(trained)
-    evaluated = evaluate(config, workdir, samplers)
+    evaluated = evaluate(config, workdir, samplers, dataset)
     if not trained and not evaluated:
         say(f"this run is finished: {workdir / 'report' / 'index.html'}")
     return bool(trained or evaluated)
 
 
-def evaluate(config, workdir, samplers=None):
+def evaluate(config, workdir, samplers=None, dataset=None):
     """Compares all finished stages and writes `report/`; False where it stood there already."""
     workdir = pathlib.Path(workdir)
     folder = workdir / "report"
@@ -100,9 +105,9 @@ def evaluate(config, workdir, samplers=None):
         return False
 
     samplers = samplers or make_samplers(config)
-    train_source = load_source(config.data.name, "train")
-    test_source = load_source(config.data.name, "test")
-    classifier = load_classifier(config, workdir)
+    dataset = dataset or open_data(config)
+    train_source, test_source = dataset.train, dataset.test
+    classifier = load_classifier(config, workdir, dataset)
     extractor = choose_extractor(config, classifier)
     reference = find_reference(config, workdir, train_source, extractor)
     contenders = list_contenders(
@@ -145,12 +150,31 @@ def evaluate(config, workdir, samplers=None):
     return True
 
 
-def load_classifier(config, workdir):
+def open_data(config):
+    """The config's `Dataset`, checked against the rest of the config."""
+    dataset = open_dataset(settings.data_settings(config))
+    settings.check_data(config, dataset)
+    return dataset
+
+
+def prepare_data(config, *, download=False):
+    """The job `prepare_data`: all that runs of this config will read, made and checked."""
+    prepare_builder(settings.data_settings(config), download=download)
+    dataset = open_data(config)
+    height, width, channels = dataset.image_shape
+    say(
+        f"{dataset.name}: {len(dataset.train):,} pictures to learn from and {len(dataset.test):,} "
+        f"held out, {height}x{width}x{channels}, {dataset.num_classes} classes, "
+        f"sha256 {dataset.train.sha256[:16]}"
+    )
+
+
+def load_classifier(config, workdir, dataset):
     """The `TrainedClassifier` of a workdir, trained now if it is not there."""
     return load_or_train_classifier(
         workdir / "classifier",
-        load_source(config.data.name, "train"),
-        load_source(config.data.name, "test"),
+        dataset.train,
+        dataset.test,
         num_updates=config.evaluation.classifier_updates,
         seed=config.seed,
     )
@@ -166,15 +190,15 @@ def measure_pictures(config, workdir, images, *, skip_broken=False, out=""):
       skip_broken: leave out files that cannot be used, and say which.
       out: JSON to write; '' writes none.
     """
-    train_source = load_source(config.data.name, "train")
-    pictures, notices = read_pictures(images, train_source.image_shape, skip_broken=skip_broken)
+    dataset = open_data(config)
+    pictures, notices = read_pictures(images, dataset.image_shape, skip_broken=skip_broken)
     for notice in notices:
         say(notice)
     if len(pictures) < 2:
         raise UserError("--images holds one picture: a distance needs two or more")
-    classifier = load_classifier(config, workdir)
+    classifier = load_classifier(config, workdir, dataset)
     extractor = choose_extractor(config, classifier)
-    reference = find_reference(config, workdir, train_source, extractor)
+    reference = find_reference(config, workdir, dataset.train, extractor)
     measurement = Measurement(len(pictures), extractor, classifier, reference)
     for start in range(0, len(pictures), config.evaluation.batch_size):
         part = pictures[start : start + config.evaluation.batch_size]
@@ -189,14 +213,14 @@ def measure_pictures(config, workdir, images, *, skip_broken=False, out=""):
 
 def reference_stats(config, workdir, out=""):
     """The job `reference_stats`: statistics of the training pictures, for any later evaluation."""
-    train_source = load_source(config.data.name, "train")
+    dataset = open_data(config)
     classifier = None
     if not config.evaluation.inception:
-        classifier = load_classifier(config, workdir)
+        classifier = load_classifier(config, workdir, dataset)
     extractor = choose_extractor(config, classifier)
     path = pathlib.Path(out or workdir / "reference" / f"{extractor.name}.npz")
-    save_reference(path, compute_reference(train_source, extractor))
-    say(f"statistics of {len(train_source):,} pictures on {extractor.name}: {path}")
+    save_reference(path, compute_reference(dataset.train, extractor))
+    say(f"statistics of {len(dataset.train):,} pictures on {extractor.name}: {path}")
 
 
 def choose_extractor(config, classifier):

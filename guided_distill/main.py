@@ -17,6 +17,7 @@ MODES = (
     "evaluate",
     "translate",
     "report",
+    "prepare_data",
     "reference_stats",
     "convert_inception",
 )
@@ -72,7 +73,9 @@ _IMAGES = flags.DEFINE_list(
 _SKIP_BROKEN = flags.DEFINE_boolean(
     "skip_broken", False, "evaluate --images: leave out files that cannot be used, and say which."
 )
-_LABELS = flags.DEFINE_list("labels", [], "sample: classes to cycle through; default: all.")
+_LABELS = flags.DEFINE_list(
+    "labels", [], "sample: classes to cycle through, numbers or names; default: all."
+)
 _N = flags.DEFINE_integer(
     "n", 64, "sample: number of samples, over all weights. translate: of pictures."
 )
@@ -88,6 +91,9 @@ _WEIGHTS = flags.DEFINE_string(
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 256, "sample, translate: pictures per compiled call."
+)
+_DOWNLOAD = flags.DEFINE_boolean(
+    "download", False, "prepare_data: let TensorFlow Datasets fetch what is missing."
 )
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -118,6 +124,9 @@ def run_mode():
     """Calls the job of `--mode` with its flags."""
     if _MODE.value == "convert_inception":
         run_convert_inception()
+        return
+    if _MODE.value == "prepare_data":
+        run_prepare_data()
         return
     if not (_WORKDIR.value or "").strip(","):
         raise UserError("--workdir is missing: name the run's folder")
@@ -183,6 +192,12 @@ def run_convert_inception():
     print(f"{_OUT.value}: InceptionV3 of 2015-12-05, parameters {sha256}")
 
 
+def run_prepare_data():
+    from guided_distill import jobs
+
+    jobs.prepare_data(checked_config(), download=_DOWNLOAD.value)
+
+
 def run_sample(workdir):
     from guided_distill.sample import sample
 
@@ -191,7 +206,7 @@ def run_sample(workdir):
         stage=_STAGE.value,
         num_steps=4 if _NUM_STEPS.value is None else _NUM_STEPS.value,
         weights=weights(),
-        labels=[to_number(label, int, "--labels") for label in _LABELS.value],
+        labels=_LABELS.value,
         n=_N.value,
         seed=_SEED.value,
         out=_OUT.value,

@@ -3,7 +3,6 @@
 import pathlib
 
 from guided_distill import jobs
-from guided_distill.data.sources import load_source
 from guided_distill.errors import UserError
 from guided_distill.evaluation.paper_figures import FigureMaker
 from guided_distill.evaluation.paper_report import Run, write_paper_report
@@ -15,8 +14,8 @@ from guided_distill.evaluation.translation import (
     translate_pictures,
     translation_blocks,
 )
+from guided_distill.progress import say
 from guided_distill.stages import find_stages
-from guided_distill.training.progress import say
 
 TRANSLATIONS_SHOWN = 3
 
@@ -76,7 +75,7 @@ def read_run(workdir, name, folder):
 
 def draw_translations(folder, config, measured, stages, samplers):
     """Figures 3, 4 and 12 of the first few pairs measured: `{caption: file name}`."""
-    test_source = load_source(config.data.name, "test")
+    test_source = jobs.open_data(config).test
     num_steps = measured["translation_num_steps"]
     coders = list_coders(stages, samplers, num_steps=num_steps, seed=measured["seed"])
     figures = {}

@@ -9,12 +9,12 @@ import numpy as np
 
 from guided_distill import settings
 from guided_distill.data.batches import Batches
-from guided_distill.data.sources import load_source
 from guided_distill.diffusion.schedule import cosine_logsnr
 from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.errors import UserError
 from guided_distill.models.build import build_unet, count_params, init_params
 from guided_distill.models.denoiser import init_student
+from guided_distill.progress import Progress, say
 from guided_distill.stage_checks import check_parent, check_settings, check_teacher
 from guided_distill.stages import lineage
 from guided_distill.training import sharding
@@ -22,7 +22,6 @@ from guided_distill.training.checkpoint import Checkpoints, write_json
 from guided_distill.training.loop import StopSignals, train
 from guided_distill.training.metric_writer import make_metric_writer
 from guided_distill.training.optimizer import learning_rate_at, make_optimizer
-from guided_distill.training.progress import Progress, say
 from guided_distill.training.stage_folder import StageFolder
 from guided_distill.training.state import init_state
 from guided_distill.training.update import (
@@ -38,14 +37,15 @@ class Trainer:
     Args:
       config: a checked ConfigDict.
       workdir: the run's folder.
+      dataset: `Dataset` of the config.
       on_stage_end: called with (stage, folder, updates of the run so far, metric writer).
     """
 
-    def __init__(self, config, workdir, *, on_stage_end):
+    def __init__(self, config, workdir, dataset, *, on_stage_end):
         self.config = config
         self.workdir = pathlib.Path(workdir)
         self.on_stage_end = on_stage_end
-        self.source = load_source(config.data.name, "train")
+        self.dataset, self.source = dataset, dataset.train
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
         self.logsnr_fn = functools.partial(
             cosine_logsnr,
@@ -111,7 +111,7 @@ class Trainer:
         teacher_params, teacher_record = None, {"params_sha256": None}
         if teacher_folder is not None:
             teacher_params, teacher_record = teacher_folder.load()
-            check_teacher(stage, teacher_record, teacher_folder)
+            check_teacher(stage, teacher_record, teacher_folder, self.source)
         origin = {
             "config": stage.settings,
             "data_sha256": self.source.sha256,
@@ -143,8 +143,9 @@ class Trainer:
             "w_range": stage.w_range and list(stage.w_range),
             "schedule": {"name": "cosine"} | stage.settings["schedule"],
             "parameterization": stage.settings["model"]["prediction"],
-            "data": self.source.name,
+            "data": self.dataset.name,
             "num_classes": self.source.num_classes,
+            "class_names": list(self.dataset.class_names),
             "image_shape": list(self.source.image_shape),
             "updates": stage.optimization["num_updates"],
             "seed": self.config.seed,
@@ -215,7 +216,8 @@ class Trainer:
                     batch_size=batch_size,
                     seed=zlib.crc32(f"{self.config.seed} {stage.name}".encode()),
                     sharding=sharding.batch_sharding(self.mesh),
-                ),
+                    num_workers=self.config.data.num_workers,
+                ).between,
                 num_updates=num_updates,
                 log_every=self.config.log_every,
                 checkpoint_every=self.config.checkpoint_every,
@@ -324,4 +326,5 @@ class Trainer:
             prediction=self.config.model.prediction,
             logsnr_fn=self.logsnr_fn,
             loss_weight=LOSS_WEIGHTS[section.loss],
+            augmentations=tuple(self.config.data.augmentations),
         )

@@ -2,19 +2,20 @@
 
 import math
 import pathlib
+import re
 
 import jax
 import numpy as np
 from PIL import Image
 
 from guided_distill import settings
-from guided_distill.data.sources import to_uint8
+from guided_distill.data.pixels import to_uint8
 from guided_distill.errors import UserError, nearest
 from guided_distill.evaluation.generate import FITTING_SAMPLERS, Samplers, choose_sampler
 from guided_distill.evaluation.pictures import save_grid
+from guided_distill.progress import say
 from guided_distill.stages import find_own_stages, find_students
 from guided_distill.training import sharding
-from guided_distill.training.progress import say
 from guided_distill.training.stage_folder import StageFolder
 
 CONTINUOUS = ("teacher", "step_one")  # models of any number of steps
@@ -43,7 +44,7 @@ def sample(
         `single_w/1` (its student of `num_steps`), or '' for the deterministic students.
       num_steps: N.
       weights: guidance weights; each gets an equal share of the n samples, on the same noise.
-      labels: classes to cycle through; empty means all.
+      labels: classes to cycle through, numbers or names; empty means all.
       n: number of samples.
       seed: of the noise.
       out: path; `.npz` holds `samples`, `labels` and `w`, any other suffix is a picture.
@@ -56,7 +57,7 @@ def sample(
     folder = choose_stage(workdir, stage, num_steps)
     params, record = folder.load()
     sampler = choose_sampler(record, sampler, force=force)
-    labels = labels or list(range(record["num_classes"]))
+    labels = read_labels(labels, record) or list(range(record["num_classes"]))
     check_request(record, weights, labels, n)
 
     per_weight = -(-n // len(weights))
@@ -133,6 +134,21 @@ def check_counts(*, num_steps, batch_size, n, seed):
     for flag, (value, low) in (lowest | {"seed": (seed, 0)}).items():
         if value < low:
             raise UserError(f"--{flag} must be at least {low}, got {value}")
+
+
+def read_labels(labels, record):
+    """Numbers of classes that are given as numbers or, where they have some, as names."""
+    names = record["class_names"]
+    numbers = []
+    for label in labels:
+        if isinstance(label, str) and label in names:
+            numbers.append(names.index(label))
+        elif re.fullmatch(r"-?\d+", str(label)):
+            numbers.append(int(label))
+        else:
+            known = f" or names of classes{nearest(label, names)}" if names else ""
+            raise UserError(f"--labels takes numbers{known}, separated by commas, got {label!r}")
+    return numbers
 
 
 def check_request(record, weights, labels, n):

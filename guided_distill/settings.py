@@ -1,12 +1,15 @@
 """What a config may say. Everything is checked here, before any compute is spent."""
 
+import dataclasses
 import json
 import math
 import re
 
 from ml_collections import ConfigDict
 
-from guided_distill.data.sources import SOURCES
+from guided_distill.data.augment import AUGMENTATIONS
+from guided_distill.data.dataset import DataSettings
+from guided_distill.data.pixels import FITS
 from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
 from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.distill.rounds import step_factors
@@ -48,7 +51,23 @@ LONG_STAGE_RULES = {
 }
 RULES = {
     "seed": integer(0),
-    "data.name": choice(SOURCES),
+    "data.name": Rule(
+        lambda v: isinstance(v, str) and bool(re.fullmatch(r"[\w./:+-]+", v)),
+        "digits, folder, idx, npz, or a data set of TensorFlow Datasets",
+    ),
+    "data.path": PATH,
+    "data.labels": PATH,
+    "data.image_size": integer(0),
+    "data.channels": Rule(
+        lambda v: is_integer(v) and v in (0, 1, 3), "1 (grey), 3 (colours) or 0 (the data's own)"
+    ),
+    "data.fit": choice(FITS),
+    "data.augmentations": sequence(choice(AUGMENTATIONS), min_length=0),
+    "data.test_share": number(0.0, 1.0, open_low=True, open_high=True),
+    "data.skip_broken": BOOLEAN,
+    "data.cache": Rule(lambda v: isinstance(v, str) and bool(v), "a folder"),
+    "data.memory_gb": number(0.0),
+    "data.num_workers": integer(0),
     "schedule.logsnr_min": FINITE,
     "schedule.logsnr_max": FINITE,
     "model.prediction": choice(X_FROM_PREDICTION),
@@ -195,14 +214,28 @@ def check_together(config):
     for w in config.single_w.w:
         check_w(w, config.w_range, what="single_w.w")
     check_distillations(config)
-    info = SOURCES[config.data.name]
-    check_model(config.model, info.image_shape)
+
+
+def check_data(config, dataset):
+    """Checks a config against the shapes and classes of its data set, before any is decoded."""
+    check_model(config.model, dataset.image_shape)
     for label in sum(map(tuple, config.evaluation.translations), ()):
-        if label >= info.num_classes:
+        if label >= dataset.num_classes:
             raise UserError(
-                f"evaluation.translations must hold labels of 0 to {info.num_classes - 1}, "
+                f"evaluation.translations must hold labels of 0 to {dataset.num_classes - 1}, "
                 f"got {label}"
             )
+    if dataset.num_classes == 1 and tuple(config.w_range) != (0.0, 0.0):
+        raise UserError(
+            f"{dataset.name} has one class, so guidance has nothing to tell apart: w_range and "
+            f"evaluation.w must be (0.0, 0.0) and (0.0,), got w_range {tuple(config.w_range)}"
+        )
+
+
+def data_settings(config):
+    """The part of `config.data` that readers of data need."""
+    fields = dataclasses.fields(DataSettings)
+    return DataSettings(**{field.name: config.data[field.name] for field in fields})
 
 
 def check_distillations(config):

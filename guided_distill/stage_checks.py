@@ -33,7 +33,7 @@ def check_parent(folder, teacher):
         )
 
 
-def check_teacher(stage, record, folder):
+def check_teacher(stage, record, folder, source):
     """Refuses a teacher that cannot teach this stage."""
     wants = {"teacher"}
     if stage.kind == "step_two":
@@ -42,6 +42,11 @@ def check_teacher(stage, record, folder):
         raise UserError(
             f"{stage.title} is distilled from {' or '.join(sorted(wants))}, "
             f"but {folder.path} holds {record['stage']}"
+        )
+    if record["data_sha256"] != source.sha256:
+        raise UserError(
+            f"{folder.path} was trained on other data than {source.name} holds now: a student "
+            "learns from its teacher's data"
         )
     if record["stage"] == "step_two" and record["num_steps"] != stage.factor * stage.num_steps:
         raise UserError(

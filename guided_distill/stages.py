@@ -10,6 +10,7 @@ from guided_distill.training.stage_folder import StageFolder
 
 STAGE_PATTERNS = ("*", "step_two/*/*", "single_w/*/step_one", "single_w/*/step_two/*/*")
 SHARED_SETTINGS = ("seed", "data", "schedule", "model", "optimizer")
+SHARED_DATA_SETTINGS = ("name", "augmentations")  # The hash of the pictures stands for the others.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ def plan_stages(config):
     """The stages of a config, in order: teacher, step one, then each distillation's rounds."""
     plain = settings.to_plain(config)
     shared = {key: plain[key] for key in SHARED_SETTINGS}
+    shared["data"] = {key: plain["data"][key] for key in SHARED_DATA_SETTINGS}
     teacher = Stage(
         "teacher", "teacher", "teacher", None, plain["teacher"],
         shared | {"teacher": plain["teacher"]},

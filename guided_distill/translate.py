@@ -7,8 +7,7 @@ import numpy as np
 from PIL import Image
 
 from guided_distill import settings
-from guided_distill.data.picture_files import read_pictures
-from guided_distill.data.sources import load_source
+from guided_distill.data.pictures import read_pictures
 from guided_distill.errors import UserError
 from guided_distill.evaluation.generate import Samplers
 from guided_distill.evaluation.pictures import save_strips
@@ -18,12 +17,12 @@ from guided_distill.evaluation.translation import (
     measure_translation,
     translation_blocks,
 )
-from guided_distill.jobs import load_classifier
+from guided_distill.jobs import load_classifier, open_data
+from guided_distill.progress import say
 from guided_distill.sample import check_counts
 from guided_distill.stages import find_stages, params_hashes
 from guided_distill.training import sharding
 from guided_distill.training.checkpoint import write_json
-from guided_distill.training.progress import say
 
 
 def translate(
@@ -64,16 +63,16 @@ def translate(
     num_steps = choose_num_steps(workdir, stages, num_steps)
     record = stages[f"step_two/encoder/{num_steps:04d}"].record
     check_request(record, source_label, target_label, encoder_w, weights)
-    test_source = load_source(config.data.name, "test")
+    dataset = open_data(config)
     if images:
         pictures, notices = read_pictures(images, record["image_shape"])
         for notice in notices:
             say(notice)
     else:
-        pictures = test_source.images[test_source.labels == source_label]
+        pictures, _ = dataset.test.read(np.flatnonzero(dataset.test.labels == source_label)[:n])
     pictures = pictures[:n]
     if not len(pictures):
-        raise UserError(f"{test_source.name} has no held-out picture of class {source_label}")
+        raise UserError(f"{dataset.name} has no held-out picture of class {source_label}")
     batch_size = -(-min(batch_size, len(pictures)) // jax.device_count()) * jax.device_count()
     samplers = Samplers(sharding.make_mesh(), batch_size)
     rows, translated = measure_translation(
@@ -83,7 +82,7 @@ def translate(
         np.full(len(pictures), target_label),
         encoder_w=encoder_w,
         weights=weights,
-        classifier=load_classifier(config, workdir),
+        classifier=load_classifier(config, workdir, dataset),
     )
     name = f"{source_label}_to_{target_label}"
     figure = pathlib.Path(out or workdir / "translate" / f"{name}.png")

@@ -6,12 +6,16 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from guided_distill.data.batches import Batches, batch_indices
-from guided_distill.data.sources import ArraySource, load_source, to_float, to_uint8
+from guided_distill.data.dataset import DataSettings
+from guided_distill.data.pixels import to_float, to_uint8
+from guided_distill.data.registry import open_dataset
+from guided_distill.data.sources import ArraySource
 from guided_distill.training.sharding import batch_sharding
 
 
 def test_digits_are_whole_and_their_splits_apart():
-    train, test = load_source("digits", "train"), load_source("digits", "test")
+    digits = open_dataset(DataSettings("digits"))
+    train, test = digits.train, digits.test
     assert (len(train), len(test), train.num_classes) == (1500, 297, 10)
     assert train.image_shape == (8, 8, 1) and train.images.dtype == np.uint8
     assert (train.images.min(), train.images.max()) == (0, 255)
@@ -59,7 +63,7 @@ def test_batches_are_a_function_of_seed_and_update():
 
 
 def test_batches_lie_on_the_devices_in_global_order():
-    source = load_source("digits", "train")
+    source = open_dataset(DataSettings("digits")).train
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     batches = Batches(source, batch_size=16, seed=0, sharding=batch_sharding(mesh))
     images, labels = batches(5)

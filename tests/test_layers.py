@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "guided_distill"
 FLOORS = {
-    "errors": 0, "diffusion": 0, "models": 1, "distill": 1, "data": 2,
+    "errors": 0, "progress": 0, "diffusion": 0, "models": 1, "distill": 1, "data": 2,
     "training": 3, "evaluation": 4,
     **dict.fromkeys(
         ("rules", "settings", "stages", "stage_checks", "pipeline", "jobs", "sample", "translate", "paper",

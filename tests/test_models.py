@@ -9,7 +9,6 @@ import pytest
 from conftest import ROOT, random_params, small_unet
 from numpy.testing import assert_allclose, assert_array_equal
 
-from guided_distill.data.sources import SOURCES
 from guided_distill.diffusion.guidance import guide
 from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
 from guided_distill.models.build import build_unet, count_params, init_params
@@ -41,26 +40,25 @@ def inputs():
 
 
 @pytest.mark.parametrize(
-    ("name", "out_channels", "expected"),
+    ("name", "image_shape", "num_classes", "out_channels", "expected"),
     [
         # 295,905,222 with an output of 2C channels; this network has C.
-        ("imagenet64", 6, 295_905_222),
+        ("imagenet64", (64, 64, 3), 1000, 6, 295_905_222),
         # 60,004,099 without classes, to which the class projection adds (10 + 1) · 1024.
-        ("cifar10", 3, 60_004_099 + 11 * 1024),
+        ("cifar10", (32, 32, 3), 10, 3, 60_004_099 + 11 * 1024),
     ],
 )
 @pytest.mark.parametrize("variant", ["", "stochastic", "encoder", "two_student", "single_w"])
-def test_paper_configs_build_the_papers_networks(name, variant, out_channels, expected):
+def test_paper_configs_build_the_papers_networks(
+    name, variant, image_shape, num_classes, out_channels, expected
+):
     """By shape only: the teacher's count, and the student's, which has a w branch more."""
     config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](variant)
-    info = SOURCES[name]
     counts = []
     for w_conditioned in (False, True):
-        network = build_unet(
-            config.model, num_classes=info.num_classes, w_conditioned=w_conditioned
-        )
+        network = build_unet(config.model, num_classes=num_classes, w_conditioned=w_conditioned)
         shapes = jax.eval_shape(
-            lambda key, network=network: init_params(network, key, info.image_shape),
+            lambda key, network=network: init_params(network, key, image_shape),
             jax.random.key(0),
         )
         counts.append(count_params(shapes))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from guided_distill.data.sources import ArraySource, to_float
+from guided_distill.data.pixels import to_float
+from guided_distill.data.sources import ArraySource
 from guided_distill.errors import UserError
 from guided_distill.evaluation.features import FeatureExtractor
 from guided_distill.evaluation.measure import Measurement

@@ -15,7 +15,8 @@ from conftest import ROOT, command, compilations, params_hashes
 from PIL import Image
 
 from guided_distill import jobs, settings
-from guided_distill.data.sources import load_source
+from guided_distill.data.dataset import DataSettings
+from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
 from guided_distill.sample import sample as draw_samples
 from guided_distill.stages import plan_stages
@@ -317,7 +318,7 @@ def save_digits(folder, images):
 
 
 def test_any_folder_of_pictures_is_measured(copied, tmp_path, capsys):
-    test = load_source("digits", "test")
+    test = open_dataset(DataSettings("digits")).test
     images = save_digits(tmp_path / "mine", test.images[:60])
     out = tmp_path / "m.json"
     jobs.measure_pictures(tiny_config(), copied, images, out=str(out))
@@ -332,7 +333,7 @@ def test_any_folder_of_pictures_is_measured(copied, tmp_path, capsys):
 
 
 def test_a_broken_file_is_named_and_left_out_only_on_request(copied, tmp_path, capsys):
-    images = save_digits(tmp_path / "mine", load_source("digits", "test").images[:5])
+    images = save_digits(tmp_path / "mine", open_dataset(DataSettings("digits")).test.images[:5])
     (tmp_path / "mine" / "002.png").write_bytes(b"broken")
     with pytest.raises(UserError, match="002.png cannot be read: not a picture, or a broken one"):
         jobs.measure_pictures(tiny_config(), copied, images)

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from guided_distill import settings
+from guided_distill.data.registry import open_dataset
 from guided_distill.distill.rounds import step_factors
 from guided_distill.errors import UserError
 from guided_distill.stages import copies_teacher, plan_stages, select_stages
@@ -102,6 +103,7 @@ def test_mistakes_are_named_with_the_way_out(mistake, message):
         exec(f"config.{mistake}", {"config": config})
     with pytest.raises(UserError, match=message):
         settings.check_config(config)
+        settings.check_data(config, open_dataset(settings.data_settings(config)))
 
 
 def test_unknown_and_missing_keys_are_named():

@@ -10,7 +10,7 @@ import pytest
 from conftest import random_params, small_unet
 from numpy.testing import assert_allclose, assert_array_equal
 
-from guided_distill.data.sources import to_float
+from guided_distill.data.pixels import to_float
 from guided_distill.diffusion.schedule import cosine_logsnr
 from guided_distill.distill.algorithms import ROUND_LOSSES
 from guided_distill.distill.losses import LOSS_WEIGHTS

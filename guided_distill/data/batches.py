@@ -1,9 +1,14 @@
 """Which examples make up which batch: a function of (seed, update) and nothing else."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
+
+from guided_distill.data.workers import ahead
+
+BATCHES_AHEAD = 4  # of a streamed source, per worker
 
 
 def batch_indices(num_examples, batch_size, seed, update):
@@ -27,25 +32,68 @@ def _permutation(num_examples, seed, epoch):
     return np.random.Generator(np.random.Philox(key=key)).permutation(num_examples)
 
 
+@dataclasses.dataclass(frozen=True)
+class LocalBatch:
+    """update -> this process's share of the batch, as NumPy arrays; picklable.
+
+    Attributes:
+      source: `ArraySource` or `StreamSource`.
+      batch_size: over all processes.
+      seed: of the order.
+      positions: in the batch, of the examples to read, `[B / processes]`.
+    """
+
+    source: object
+    batch_size: int
+    seed: int
+    positions: np.ndarray
+
+    def __call__(self, update):
+        indices = batch_indices(len(self.source), self.batch_size, self.seed, update)
+        return self.source.read(indices[self.positions])
+
+
 class Batches:
     """`batches(update)` -> (images `[B, H, W, C]` uint8, labels `[B]` int32) on the devices.
 
     Each process reads only the examples of its own devices.
+
+    Args:
+      source: `ArraySource` or `StreamSource`.
+      batch_size: over all devices.
+      seed: of the order.
+      sharding: how a batch lies on the devices.
+      num_workers: processes that read a streamed source ahead; 0 = threads.
     """
 
-    def __init__(self, source, *, batch_size, seed, sharding):
+    def __init__(self, source, *, batch_size, seed, sharding, num_workers=0):
         self.source, self.batch_size, self.seed = source, batch_size, seed
-        self.sharding = sharding
+        self.sharding, self.num_workers = sharding, num_workers
 
     def __call__(self, update):
-        indices = batch_indices(len(self.source), self.batch_size, self.seed, update)
-        images, labels = self.source.read(indices[self._local])
+        return self._place(self._reader(update))
+
+    def between(self, start, stop):
+        """Yields the batches of updates start, …, stop - 1; streamed ones are read ahead."""
+        if self.source.in_memory:
+            local_batches = map(self._reader, range(start, stop))
+        else:
+            local_batches = ahead(
+                self._reader, start, stop, num_workers=self.num_workers, buffer=BATCHES_AHEAD
+            )
+        yield from map(self._place, local_batches)
+
+    def _place(self, local_batch):
         return tuple(
             jax.make_array_from_process_local_data(
                 self.sharding, local, (self.batch_size,) + local.shape[1:]
             )
-            for local in (images, labels)
+            for local in local_batch
         )
+
+    @functools.cached_property
+    def _reader(self):
+        return LocalBatch(self.source, self.batch_size, self.seed, self._local)
 
     @functools.cached_property
     def _local(self):

@@ -1,4 +1,4 @@
-"""Where pictures come from: random access by index, whole and labelled."""
+"""Random access to labelled pictures: held in memory, or streamed from a cache on disk."""
 
 import dataclasses
 import functools
@@ -8,8 +8,22 @@ import numpy as np
 
 from guided_distill.errors import UserError
 
-DIGITS_TEST_SIZE = 297
-DIGITS_SPLIT_SEED = 0
+
+class PictureDigest:
+    """Hash of a data set, fed picture by picture or all at once: the pixels, then the labels."""
+
+    def __init__(self):
+        self._digest = hashlib.sha256()
+
+    def add(self, images):
+        """Goes on with `[..., H, W, C]` uint8."""
+        self._digest.update(np.ascontiguousarray(images))
+
+    def finish(self, labels, image_shape, num_classes):
+        """The hash as text, for `labels` `[N]` int32."""
+        self._digest.update(np.ascontiguousarray(labels, np.int32))
+        self._digest.update(f"{len(labels)} {tuple(image_shape)} {num_classes}".encode())
+        return self._digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +41,7 @@ class ArraySource:
     images: np.ndarray
     labels: np.ndarray
     num_classes: int
+    in_memory = True
 
     def __len__(self):
         return len(self.images)
@@ -43,67 +58,74 @@ class ArraySource:
     @functools.cached_property
     def sha256(self):
         """Hash of every picture and label, in order."""
-        digest = hashlib.sha256(f"{self.images.shape} {self.num_classes}".encode())
-        digest.update(np.ascontiguousarray(self.images))
-        digest.update(np.ascontiguousarray(self.labels))
-        return digest.hexdigest()
+        digest = PictureDigest()
+        digest.add(self.images)
+        return digest.finish(self.labels, self.image_shape, self.num_classes)
 
 
-@functools.cache
-def load_digits(split):
-    """The 1,797 handwritten digits (8x8x1, 10 classes) that ship inside scikit-learn.
-
-    A fixed permutation gives 1,500 to "train" and 297 to "test".
-    """
-    import sklearn.datasets  # Not at the top: it takes a second that only this source needs.
-
-    digits = sklearn.datasets.load_digits()
-    images = np.round(digits.images * (255.0 / 16.0)).astype(np.uint8)[..., None]
-    labels = digits.target.astype(np.int32)
-    order = np.random.Generator(np.random.Philox(DIGITS_SPLIT_SEED)).permutation(len(images))
-    test, train = np.split(order, [DIGITS_TEST_SIZE])
-    indices = {"train": train, "test": test}[split]
-    return ArraySource("digits", images[indices], labels[indices], num_classes=10)
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceInfo:
-    """What is known of a data set before it is read.
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamSource:
+    """A labelled data set whose decoded pictures stay on disk; only its labels are in memory.
 
     Attributes:
+      name: of the data set.
+      path: array_record file of decoded pictures, one record of H · W · C bytes each.
       image_shape: (H, W, C).
+      labels: `[N]` int32 in [0, num_classes).
       num_classes: number of classes.
-      load: split ("train" or "test") -> source; None where this version has no reader for it.
+      sha256: hash of every picture and label, in order.
     """
 
+    name: str
+    path: str
     image_shape: tuple
+    labels: np.ndarray
     num_classes: int
-    load: object = None
+    sha256: str
+    in_memory = False
 
+    def __len__(self):
+        return len(self.labels)
 
-SOURCES = {
-    "digits": SourceInfo((8, 8, 1), 10, load_digits),
-    "cifar10": SourceInfo((32, 32, 3), 10),
-    "imagenet64": SourceInfo((64, 64, 3), 1000),
-}
+    def read(self, indices):
+        """(images `[B, H, W, C]` uint8, labels `[B]` int32) at `indices` `[B]`.
 
+        Raises:
+          UserError: naming the record and the file, where one is damaged.
+        """
+        indices = np.asarray(indices)
+        try:
+            records = self._reader.read(indices.tolist())
+        except RuntimeError as error:
+            raise UserError(
+                f"{self._name_broken(indices)}: remove its folder, and it is made again"
+            ) from error
+        images = np.frombuffer(b"".join(records), np.uint8)
+        return images.reshape(len(indices), *self.image_shape), self.labels[indices]
 
-def load_source(name, split):
-    """The named data set's split, "train" or "test"."""
-    load = SOURCES[name].load
-    if load is None:
-        raise UserError(
-            f"data.name={name} cannot be read by this version, which reads "
-            f"{', '.join(known for known, info in SOURCES.items() if info.load)}"
-        )
-    return load(split)
+    def num_records(self):
+        """How many pictures the file holds; 0 where it was cut short."""
+        try:
+            return self._reader.num_records()
+        except RuntimeError:
+            return 0
 
+    def _name_broken(self, indices):
+        for index in indices.tolist():
+            try:
+                self._reader.read([index])
+            except RuntimeError:
+                return f"record {index} of {self.path} is damaged"
+        return f"{self.path} cannot be read"
 
-def to_float(images):
-    """uint8 [0, 255] -> float32 [-1, 1]; NumPy or JAX arrays."""
-    return images.astype(np.float32) / 127.5 - 1.0
+    @functools.cached_property
+    def _reader(self):
+        from array_record.python.array_record_module import ArrayRecordReader
 
+        return ArrayRecordReader(self.path, "readahead_buffer_size:0")
 
-def to_uint8(x):
-    """Float [-1, 1] -> uint8 [0, 255], by rounding."""
-    return np.round((np.clip(x, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if key != "_reader"}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)

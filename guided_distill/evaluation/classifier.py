@@ -11,13 +11,14 @@ import numpy as np
 import optax
 
 from guided_distill.data.batches import batch_indices
-from guided_distill.data.sources import to_float
+from guided_distill.data.pixels import to_float
 from guided_distill.evaluation.features import FeatureExtractor, apply_in_batches
+from guided_distill.progress import Progress
 from guided_distill.training.checkpoint import load_params, read_json, save_params, write_json
-from guided_distill.training.progress import Progress
 
 BATCH_SIZE = 100
 LEARNING_RATE = 2e-3
+PICTURES_AT_ONCE = 1_000
 MAX_SHIFT = 1  # pixels; training pictures are moved by up to so much
 
 
@@ -73,8 +74,7 @@ def load_or_train_classifier(folder, train_source, test_source, *, num_updates, 
             params = None  # Damaged: it is cheap to train again.
     if params is None:
         params = train_classifier(network, train_source, num_updates=num_updates, seed=seed)
-        _, log_p = apply_classifier(network, params, test_source.images)
-        accuracy = float(np.mean(log_p.argmax(axis=1) == test_source.labels))
+        accuracy = measure_accuracy(network, params, test_source)
         sha256 = save_params(folder / "params", params)
         record = {"settings": settings, "params_sha256": sha256, "accuracy": accuracy}
         write_json(folder / "classifier.json", record)
@@ -92,7 +92,8 @@ def train_classifier(network, source, *, num_updates, seed):
     schedule = optax.linear_schedule(LEARNING_RATE, 0.0, num_updates)
     optimizer = optax.adam(schedule)
     seed_key = jax.random.key(seed)
-    params = jax.jit(network.init)(seed_key, to_float(source.images[:1]))["params"]
+    images, _ = source.read(np.arange(1))
+    params = jax.jit(network.init)(seed_key, to_float(images))["params"]
 
     @jax.jit
     def update(params, opt_state, key, images, labels):
@@ -113,6 +114,17 @@ def train_classifier(network, source, *, num_updates, seed):
             progress(step + 1)
     progress.close()
     return params
+
+
+def measure_accuracy(network, params, source):
+    """Share of a source's pictures that the classifier gets right."""
+    right = 0
+    for start in range(0, len(source), PICTURES_AT_ONCE):
+        indices = np.arange(start, min(start + PICTURES_AT_ONCE, len(source)))
+        images, labels = source.read(indices)
+        _, log_p = apply_classifier(network, params, images)
+        right += np.count_nonzero(log_p.argmax(axis=1) == labels)
+    return right / len(source)
 
 
 def shift(key, x):

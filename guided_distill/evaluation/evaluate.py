@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 
-from guided_distill.data.sources import to_uint8
+from guided_distill.data.pixels import to_uint8
 from guided_distill.evaluation.generate import calls_per_step, choose_sampler
 from guided_distill.evaluation.measure import Measurement
 from guided_distill.evaluation.sample_store import SampleStore, key_of
+from guided_distill.progress import Progress
 from guided_distill.training.checkpoint import read_json, write_json
-from guided_distill.training.progress import Progress
 
 KEPT_ON_DISK = ("teacher", "step_one")  # models whose samples others are compared with
 MEAN_OVER_DRAWS = ("fid", "is", "kid", "precision", "recall", "accuracy", "rmse_to_teacher")

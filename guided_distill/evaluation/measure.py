@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from guided_distill.data.sources import to_uint8
+from guided_distill.data.pixels import to_uint8
 from guided_distill.errors import UserError
 from guided_distill.evaluation.metrics import (
     NEIGHBOURS,

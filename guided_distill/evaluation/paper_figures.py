@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from guided_distill.data.sources import to_uint8
+from guided_distill.data.pixels import to_uint8
 from guided_distill.evaluation.generate import choose_sampler
 from guided_distill.evaluation.pictures import save_strips
 

@@ -15,6 +15,9 @@ METRICS = ("fid", "is")
 HEADERS = {"fid": "FD", "is": "IS"}
 
 
+PAPER_NAMES = {"imagenet2012-64x64": "imagenet64"}  # as `data.name` and size say it
+
+
 def load_paper_results(data):
     """Rows of the paper's Tables 2 and 3 for a data set, in the keys of `results.json`.
 
@@ -22,7 +25,7 @@ def load_paper_results(data):
     "cifar10" and "imagenet64" have none.
     """
     with open(PAPER_RESULTS, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["data"] == data]
+        rows = [row for row in csv.DictReader(file) if row["data"] == PAPER_NAMES.get(data, data)]
     return [
         row
         | {"w": float(row["w"]), "num_steps": int(row["num_steps"])}

@@ -9,7 +9,7 @@ import numpy as np
 
 from guided_distill.errors import UserError
 from guided_distill.evaluation.metrics import Moments, neighbour_radii
-from guided_distill.training.progress import Progress
+from guided_distill.progress import Progress
 
 PICTURES_AT_ONCE = 1_000
 FEATURES_KEPT = 10_000  # for what needs features themselves: kernel distance, precision, recall

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guided_distill.data.sources import to_float
+from guided_distill.data.pixels import to_float
 from guided_distill.diffusion.schedule import cosine_logsnr
 from guided_distill.distill.algorithms import ROUND_TIMES, add_noise, ddim_target
 from guided_distill.models.build import build_unet
 from guided_distill.models.denoiser import bind, clip_prediction
-from guided_distill.training.progress import Progress
+from guided_distill.progress import Progress
 
 PICTURES = 200  # the first of the training split, the same for every round
 TIMES = 8  # at most, of each round, evenly spaced on its grid

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from guided_distill.data.sources import to_float, to_uint8
+from guided_distill.data.pixels import to_float, to_uint8
 from guided_distill.evaluation.generate import calls_per_step
 from guided_distill.evaluation.metrics import rmse
 
@@ -180,7 +180,8 @@ def pictures_of_pairs(source, pairs):
     old_labels, new_labels = (
         np.concatenate([np.full(len(entry[0]), entry[k]) for entry in chosen]) for k in (1, 2)
     )
-    return source.images[indices], old_labels, new_labels
+    images, _ = source.read(indices)
+    return images, old_labels, new_labels
 
 
 def translation_blocks(images, translated):

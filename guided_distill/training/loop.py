@@ -68,7 +68,7 @@ def train(
     Args:
       state: `TrainState` to go on from; donated.
       update_fn: `(state, update, images, labels) -> (state, metrics)`.
-      batches: `update -> (images, labels)`.
+      batches: `(start, stop)` -> iterator over the (images, labels) of those updates.
       num_updates: where to stop.
       log_every: updates between looks at the metrics.
       checkpoint_every: updates between checkpoints.
@@ -90,12 +90,13 @@ def train(
             on_progress(done, finite_means(pending, first_update=done - len(pending)))
             pending.clear()
 
-    for update in range(int(state.update), num_updates):
+    start = int(state.update)
+    for update, batch in enumerate(batches(start, num_updates), start):
         if signals.received is not None:
             settle(update)
             checkpoints.save(state)
             signals.check()
-        state, metrics = update_fn(state, update, *batches(update))
+        state, metrics = update_fn(state, update, *batch)
         pending.append(metrics)
         done = update + 1
         save = done == num_updates or done % checkpoint_every == 0

@@ -6,11 +6,14 @@ parameters, `num_steps`, the interval of w, learning rate, the stage's key) come
 argument, so all rounds of one algorithm (and factor) share one executable.
 """
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from guided_distill.data.sources import to_float
+from guided_distill.data.augment import augment
+from guided_distill.data.pixels import to_float
 from guided_distill.distill.algorithms import (
     ROUND_LOSSES,
     split_keys,
@@ -22,15 +25,25 @@ from guided_distill.training.optimizer import descend
 
 
 def make_update_teacher(
-    network, optimizer, *, prediction, label_dropout, ema_decay, logsnr_fn, loss_weight
+    network,
+    optimizer,
+    *,
+    prediction,
+    label_dropout,
+    ema_decay,
+    logsnr_fn,
+    loss_weight,
+    augmentations=(),
 ):
     """`update_teacher(state, stage_key, learning_rate, images, labels)`: Eq. 1.
 
     The returned function, like those of the other makers, is jitted, donates `state` and
-    returns `(state, {"loss", "grad_norm"})`. `images` is `[B, H, W, C]` uint8, `labels` `[B]`.
+    returns `(state, {"loss", "grad_norm"})`. `images` is `[B, H, W, C]` uint8, `labels` `[B]`;
+    `augmentations` are names of `data.augment`.
     """
 
     def update_teacher(state, stage_key, learning_rate, images, labels):
+        x = prepare(images, stage_key, state.update, augmentations)
         keys = example_keys(stage_key, state.update, images.shape[0])
         label_keys, dropout_keys, loss_keys = split_keys(keys, 3)
         null_label = network.num_classes
@@ -42,7 +55,7 @@ def make_update_teacher(
             )
             return teacher_loss(
                 denoise,
-                to_float(images),
+                x,
                 loss_keys,
                 logsnr_fn=logsnr_fn,
                 loss_weight=loss_weight,
@@ -54,12 +67,21 @@ def make_update_teacher(
 
 
 def make_update_step_one(
-    teacher_network, network, optimizer, *, prediction, ema_decay, logsnr_fn, loss_weight
+    teacher_network,
+    network,
+    optimizer,
+    *,
+    prediction,
+    ema_decay,
+    logsnr_fn,
+    loss_weight,
+    augmentations=(),
 ):
     """`update_step_one(state, teacher_params, w_range, stage_key, learning_rate, images, labels)`:
     Algorithm 1; `w_range` is float32 `[2]`."""
 
     def update_step_one(state, teacher_params, w_range, stage_key, learning_rate, images, labels):
+        x = prepare(images, stage_key, state.update, augmentations)
         keys = example_keys(stage_key, state.update, images.shape[0])
         null_labels = jnp.full_like(labels, teacher_network.num_classes)
         teacher = bind_guided(
@@ -70,7 +92,7 @@ def make_update_step_one(
             return step_one_loss(
                 bind(network, params, labels, prediction=prediction),
                 teacher,
-                to_float(images),
+                x,
                 keys,
                 w_range=w_range,
                 logsnr_fn=logsnr_fn,
@@ -83,7 +105,15 @@ def make_update_step_one(
 
 
 def make_update_step_two(
-    network, optimizer, *, algorithm, factor, prediction, logsnr_fn, loss_weight
+    network,
+    optimizer,
+    *,
+    algorithm,
+    factor,
+    prediction,
+    logsnr_fn,
+    loss_weight,
+    augmentations=(),
 ):
     """`update_<algorithm>(state, teacher_params, w_range, num_steps, teacher_bound, stage_key,
     learning_rate, images, labels)`: Algorithms 2 to 5 for a student of `num_steps` steps.
@@ -105,6 +135,7 @@ def make_update_step_two(
         images,
         labels,
     ):
+        x = prepare(images, stage_key, state.update, augmentations)
         keys = example_keys(stage_key, state.update, images.shape[0])
         null_labels = jnp.full_like(labels, network.num_classes)
 
@@ -118,7 +149,7 @@ def make_update_step_two(
             return round_loss(
                 model(params),
                 jax.tree.map(lambda d: clip_prediction(d, teacher_bound), model(teacher_params)),
-                to_float(images),
+                x,
                 keys,
                 num_steps=num_steps,
                 w_range=w_range,
@@ -157,6 +188,12 @@ def apply_gradient(state, losses, optimizer, learning_rate, ema_decay):
         ema = jax.tree.map(lambda a, p: a + (1.0 - ema_decay) * (p - a), ema, params)
     state = state.replace(update=state.update + 1, params=params, ema=ema, opt_state=opt_state)
     return state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+
+
+def prepare(images, stage_key, update, augmentations):
+    """What an update learns from: `[B, H, W, C]` uint8 -> float32 in [-1, 1], augmented."""
+    own_key = jax.random.fold_in(stage_key, zlib.crc32(b"augmentations"))
+    return augment(to_float(images), example_keys(own_key, update, images.shape[0]), augmentations)
 
 
 def example_keys(stage_key, update, batch_size):

@@ -22,9 +22,10 @@ class Progress:
       done: steps done before this process started.
       unit: what a step is.
       images_per_step: for the rate; 0 shows none.
+      compiles: whether the first step takes long, because it is compiled.
     """
 
-    def __init__(self, title, *, total, done=0, unit="update", images_per_step=0):
+    def __init__(self, title, *, total, done=0, unit="update", images_per_step=0, compiles=True):
         self.title, self.total, self.unit = title, total, unit
         self.images_per_step = images_per_step
         self.done, self.first = done, done
@@ -42,7 +43,7 @@ class Progress:
                 "{postfix} [{elapsed}<{remaining}]",
             )
         else:
-            say(f"{title}: {total - done} {unit}s to go, compiling")
+            say(f"{title}: {total - done} {unit}s to go{', compiling' if compiles else ''}")
 
     @property
     def images_per_second(self):

@@ -1,0 +1,107 @@
+"""What every reader of a data set is asked, and what it answers."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from guided_distill.errors import UserError
+
+SPLIT_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """What to read, and how; the keys of `config.data`, where each is explained.
+
+    Attributes: those of `configs/base.py`, section data, but for the augmentations.
+    """
+
+    name: str
+    path: str = ""
+    labels: str = ""
+    image_size: int = 0
+    channels: int = 0
+    fit: str = "crop"
+    test_share: float = 0.1
+    skip_broken: bool = False
+    cache: str = "~/.cache/guided_distill/data"
+    memory_gb: float = 4.0
+    num_workers: int = 0
+
+
+class Dataset:
+    """Both splits of a data set, read when they are first asked for.
+
+    Attributes:
+      name: for people and records.
+      image_shape: (H, W, C).
+      num_classes: number of classes.
+      class_names: their names, a tuple; () where they have none.
+    """
+
+    def __init__(self, name, image_shape, num_classes, load, class_names=()):
+        """`load`: "train" or "test" -> source."""
+        self.name, self.image_shape, self.num_classes = name, tuple(image_shape), num_classes
+        self.class_names = tuple(class_names)
+        self._load = load
+
+    @functools.cached_property
+    def train(self):
+        """What models learn from: a source (`ArraySource` or `StreamSource`)."""
+        return self._load("train")
+
+    @functools.cached_property
+    def test(self):
+        """What was held out: a source."""
+        return self._load("test")
+
+
+def hold_out(labels, share, *, name):
+    """Splits a data set that has no test split of its own: the same share of every class.
+
+    Args:
+      labels: `[N]` int.
+      share: of a class with two or more pictures, rounded, at least one and never all.
+      name: of the data set, for errors.
+
+    Returns:
+      `{"train": indices, "test": indices}`, each sorted; a function of the labels and the share.
+
+    Raises:
+      UserError: where no class has two pictures.
+    """
+    rng = np.random.Generator(np.random.Philox(SPLIT_SEED))
+    test = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        test.extend(members[: min(max(1, round(share * len(members))), len(members) - 1)])
+    if not test:
+        raise UserError(
+            f"{name} holds {len(labels)} picture{'s' * (len(labels) != 1)}, and no class has two: "
+            "one to learn from and one to hold out is the least"
+        )
+    test = np.sort(np.asarray(test, np.int64))
+    return {"train": np.setdiff1d(np.arange(len(labels)), test), "test": test}
+
+
+def check_labels(labels, *, what):
+    """Number of classes of integer labels, which must be 0, 1, … without a gap.
+
+    Raises:
+      UserError: naming the first label that is wrong.
+    """
+    labels = np.asarray(labels)
+    if not len(labels):
+        raise UserError(f"{what} holds no pictures")
+    if labels.min() < 0:
+        at = int(np.argmax(labels < 0))
+        raise UserError(f"{what}: label {labels[at]} of picture {at} is below 0")
+    present = np.unique(labels)
+    if len(present) != present[-1] + 1:
+        empty = int(np.argmax(present != np.arange(len(present))))
+        raise UserError(
+            f"{what} has labels up to {present[-1]}, but class {empty} has no picture: "
+            "number the classes 0, 1, … without a gap"
+        )
+    return len(present)

@@ -1,0 +1,283 @@
+"""Folders, idx files and `.npz`: read right, or refused in one line."""
+
+import gzip
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+from guided_distill.data.dataset import DataSettings, hold_out
+from guided_distill.data.registry import open_dataset
+from guided_distill.errors import UserError
+
+DEBIAN_FASHION = pathlib.Path("/usr/share/datasets/fashion-mnist")
+RNG = np.random.default_rng(0)
+
+
+def write_pictures(folder, count, size=(20, 16), suffix=".png"):
+    """`count` random pictures `0.png`, …; returns them as arrays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [RNG.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(count)]
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number}{suffix}")
+    return images
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of 4, 6 and 10 pictures."""
+    for name, count in {"ant": 4, "bee": 6, "cat": 10}.items():
+        write_pictures(tmp_path / "mine" / name, count)
+    return tmp_path / "mine"
+
+
+def settings_of(path, **kwargs):
+    defaults = dict(image_size=8, cache=str(pathlib.Path(path).parent / "cache"))
+    return DataSettings("folder", path=str(path), **(defaults | kwargs))
+
+
+def test_subfolders_are_classes_and_every_class_is_held_out_in_part(folder):
+    dataset = open_dataset(settings_of(folder, test_share=0.25))
+    assert dataset.class_names == ("ant", "bee", "cat") and dataset.image_shape == (8, 8, 3)
+    assert_array_equal(np.bincount(dataset.test.labels), [1, 2, 2])
+    assert_array_equal(np.bincount(dataset.train.labels), [3, 4, 8])
+    seen = {image.tobytes() for image in dataset.train.images}
+    assert len(seen) == 15 and not any(image.tobytes() in seen for image in dataset.test.images)
+    again = open_dataset(settings_of(folder, test_share=0.25))
+    assert again.train.sha256 == dataset.train.sha256
+
+
+def test_train_and_test_folders_are_the_splits(folder, tmp_path):
+    both = tmp_path / "both"
+    both.mkdir()
+    os.rename(folder, both / "train")
+    write_pictures(both / "val" / "bee", 3)
+    dataset = open_dataset(settings_of(both))
+    assert (len(dataset.train), len(dataset.test)) == (20, 3)
+    assert set(dataset.test.labels) == {1}
+    write_pictures(both / "val" / "dog", 1)
+    with pytest.raises(UserError, match="is of class dog, which the training pictures do not have"):
+        open_dataset(settings_of(both))
+
+
+def test_mixed_sizes_formats_and_colours_fit_one_shape(folder):
+    write_pictures(folder / "ant", 3, size=(9, 31), suffix=".jpg")
+    write_pictures(folder / "ant", 3, size=(40, 8), suffix=".webp")
+    Image.fromarray(RNG.integers(0, 256, (5, 5), dtype=np.uint8)).save(folder / "ant" / "grey.png")
+    dataset = open_dataset(settings_of(folder))
+    assert len(dataset.train) + len(dataset.test) == 27
+    grey = open_dataset(settings_of(folder, channels=1))
+    assert grey.train.images.shape[1:] == (8, 8, 1)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_table_gives_the_labels(folder, kind):
+    rows = [(f"{name}/{k}.png", name) for name in ("cat", "bee") for k in range(4)]
+    if kind == "csv":
+        text = "\n".join(["file,label", *(f"{file},{label}" for file, label in rows)])
+    else:
+        text = "\n".join(json.dumps({"file_name": f, "label": label}) for f, label in rows)
+    (folder / f"labels.{kind}").write_text(text)
+    dataset = open_dataset(settings_of(folder, labels=f"labels.{kind}"))
+    assert dataset.class_names == ("bee", "cat")
+    assert len(dataset.train) == 6 and set(dataset.train.labels) == {0, 1}
+
+
+def test_numbers_in_a_table_mean_themselves(folder):
+    rows = [f"cat/{k}.png,{k % 10}" for k in range(10)] + [f"bee/{k}.png,{k}" for k in range(6)]
+    rows += [f"ant/{k}.png,{k + 6}" for k in range(4)]
+    (folder / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    dataset = open_dataset(settings_of(folder, labels="labels.csv"))
+    assert dataset.class_names == tuple(map(str, range(10)))
+
+
+TABLES = {
+    "": "names no picture",
+    "file,label": "names no picture",
+    "name,colour\na.png,red": "row 1 must have a column of file and one of label, has name, colour",
+    "file,label\nant/9.png,a": "row 1 names ant/9.png, which is not in",
+    "file,label\nant/1.png,": "row 1 must have a column",
+    "file,label\nant/1.png,a\nant/1.png,b": "row 2 names ant/1.png again",
+    "file,label\nant/1.png,0\nant/2.png,2\nant/3.png,2": "class 1 has no picture",
+    "file,label\nant/1.png,-1\nant/2.png,0": "label -1 .* is below 0",
+    "file,label\nant/1.png,a\nant/2.png,b": "no class has two",
+}
+
+
+@pytest.mark.parametrize("text", TABLES)
+def test_tables_that_are_wrong_are_named(folder, text):
+    (folder / "labels.csv").write_text(text)
+    with pytest.raises(UserError, match=TABLES[text]):
+        open_dataset(settings_of(folder, labels="labels.csv"))
+
+
+def test_tables_that_cannot_be_read_are_named(folder):
+    (folder / "labels.jsonl").write_text('{"file": "ant/1.png", "label"')
+    with pytest.raises(UserError, match="cannot be read"):
+        open_dataset(settings_of(folder, labels="labels.jsonl"))
+    (folder / "labels.csv").write_bytes(b"file,label\n\xff\xfe,1")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_dataset(settings_of(folder, labels="labels.csv"))
+    with pytest.raises(UserError, match="cannot be read"):
+        open_dataset(settings_of(folder, labels="nowhere.csv"))
+
+
+def test_folders_that_cannot_be_learnt_are_named(folder, tmp_path):
+    (folder / "dog").mkdir()
+    with pytest.raises(UserError, match="class folder .*dog holds no picture"):
+        open_dataset(settings_of(folder))
+    with pytest.raises(UserError, match="is no folder of pictures"):
+        open_dataset(settings_of(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="needs data.image_size"):
+        open_dataset(settings_of(folder, image_size=0))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no pictures"):
+        open_dataset(settings_of(tmp_path / "empty"))
+    write_pictures(tmp_path / "one" / "ant", 1)
+    with pytest.raises(UserError, match="holds 1 picture, and no class has two"):
+        open_dataset(settings_of(tmp_path / "one"))
+
+
+def test_pictures_without_classes_are_one_class(tmp_path):
+    write_pictures(tmp_path / "flat", 12)
+    dataset = open_dataset(settings_of(tmp_path / "flat"))
+    assert dataset.num_classes == 1 and set(dataset.train.labels) == {0}
+
+
+def test_names_that_are_not_unicode_are_read(folder):
+    picture = (folder / "ant" / "0.png").read_bytes()
+    with open(os.fsencode(folder / "ant") + b"/\xe9.png", "wb") as file:
+        file.write(picture[:40])
+    with pytest.raises(UserError, match=r"ant/\\xe9.png \(record \d+\): not a picture"):
+        _ = open_dataset(settings_of(folder, test_share=0.01)).train
+    with open(os.fsencode(folder / "ant") + b"/\xe9.png", "wb") as file:
+        file.write(picture)
+    dataset = open_dataset(settings_of(folder))
+    assert len(dataset.train) + len(dataset.test) == 21
+
+
+def test_held_out_shares_leave_something_on_both_sides():
+    labels = np.repeat(np.arange(3), [1, 2, 200])
+    rows = hold_out(labels, 0.999, name="x")
+    assert_array_equal(np.bincount(labels[rows["train"]]), [1, 1, 1])
+    assert_array_equal(np.bincount(labels[hold_out(labels, 1e-6, name="x")["test"]]), [0, 1, 1])
+    assert_array_equal(np.sort(np.concatenate(list(rows.values()))), np.arange(203))
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "wb") as file:
+        file.write(header + array.tobytes())
+
+
+def write_mnist(folder, suffix=""):
+    folder.mkdir()
+    for prefix, count in {"train": 30, "t10k": 10}.items():
+        images = RNG.integers(0, 256, (count, 6, 6), dtype=np.uint8)
+        write_idx(folder / f"{prefix}-images-idx3-ubyte{suffix}", images)
+        labels = np.arange(count, dtype=np.uint8) % 3
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte{suffix}", labels)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_folders_are_read_and_padded(tmp_path, suffix):
+    write_mnist(tmp_path / "mnist", suffix)
+    dataset = open_dataset(
+        DataSettings("idx", path=str(tmp_path / "mnist"), image_size=8, fit="pad")
+    )
+    assert dataset.name == "mnist" and dataset.num_classes == 3
+    assert dataset.train.images.shape == (30, 8, 8, 1) and dataset.test.images.shape[0] == 10
+    assert dataset.train.images[:, 0].max() == 0 and dataset.train.images[:, 1].max() > 0
+
+
+def test_idx_folders_that_are_damaged_are_named(tmp_path):
+    def opened():
+        return open_dataset(DataSettings("idx", path=str(folder)))
+
+    folder = tmp_path / "mnist"
+    with pytest.raises(UserError, match="is no folder: data.name=idx needs one"):
+        opened()
+    write_mnist(folder)
+    images = folder / "train-images-idx3-ubyte"
+    whole = images.read_bytes()
+    images.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match="train-images-idx3-ubyte is no whole idx file"):
+        opened()
+    images.write_bytes(whole)
+    write_idx(folder / "t10k-labels-idx1-ubyte", np.full(10, 3, np.uint8))
+    with pytest.raises(UserError, match="test: label 3 of picture 0 is not in 0 to 2"):
+        opened()
+    write_idx(folder / "t10k-labels-idx1-ubyte", np.zeros(9, np.uint8))
+    with pytest.raises(UserError, match="10 pictures but 9 labels in test"):
+        opened()
+    images.rename(folder / "train-images-idx3-ubyte.gz")
+    with pytest.raises(UserError, match="ubyte.gz cannot be read"):
+        opened()
+    (folder / "train-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(UserError, match="must hold one train-images-idx.* file, has none"):
+        opened()
+
+
+@pytest.mark.skipif(
+    not DEBIAN_FASHION.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
+)
+def test_fashion_mnist_is_whole():
+    dataset = open_dataset(DataSettings("idx", path=str(DEBIAN_FASHION), image_size=32, fit="pad"))
+    assert_array_equal(np.bincount(dataset.train.labels), [6_000] * 10)
+    assert_array_equal(np.bincount(dataset.test.labels), [1_000] * 10)
+    assert dataset.image_shape == (32, 32, 1)
+    # Means of the data set that its authors publish: 0.2860 of the range, over 28x28 pixels.
+    assert abs(dataset.train.images.mean() / 255 * (32 / 28) ** 2 - 0.2860) < 1e-4
+
+
+def test_npz_arrays_are_read(tmp_path):
+    images = RNG.integers(0, 256, (20, 6, 6, 3), dtype=np.uint8)
+    path = tmp_path / "mine.npz"
+    np.savez(path, images=images, labels=np.arange(20) % 4)
+    dataset = open_dataset(DataSettings("npz", path=str(path)))
+    assert (dataset.name, dataset.num_classes, dataset.image_shape) == ("mine", 4, (6, 6, 3))
+    assert len(dataset.train) == 16 and len(dataset.test) == 4
+    np.savez(path, images=images, labels=np.arange(20) % 4, test_images=images[:4],
+             test_labels=np.arange(4))  # fmt: skip
+    assert len(open_dataset(DataSettings("npz", path=str(path))).train) == 20
+    np.savez(path, images=images[..., 0])
+    unlabelled = open_dataset(DataSettings("npz", path=str(path)))
+    assert unlabelled.num_classes == 1 and unlabelled.image_shape == (6, 6, 1)
+
+
+SQUARE = np.zeros((6, 4, 4, 3), np.uint8)
+ARRAYS = {
+    "has no array `images`": dict(pictures=SQUARE),
+    "must be uint8": dict(images=SQUARE.astype(np.float32), labels=np.arange(6)),
+    r"got uint8 \[6\]": dict(images=SQUARE[:, 0, 0, 0]),
+    "`labels` must be 6 integers": dict(images=SQUARE, labels=np.arange(5)),
+    "must be 6 integers, got float64": dict(images=SQUARE, labels=np.arange(6.0)),
+    "label -1 of picture 2 is below 0": dict(images=SQUARE, labels=np.array([0, 0, -1, 1, 1, 0])),
+    "class 1 has no picture": dict(images=SQUARE, labels=np.array([0, 0, 2, 2, 2, 0])),
+    "has pictures of 4x2: the U-Net takes squares": dict(images=SQUARE[:, :, :2]),
+    "has 2 channels": dict(images=SQUARE[..., :2]),
+    "holds 0 pictures": dict(images=SQUARE[:0]),
+    "no readable .npz": None,
+}
+
+
+@pytest.mark.parametrize("message", ARRAYS)
+def test_npz_arrays_that_are_wrong_are_named(tmp_path, message):
+    path = tmp_path / "x.npz"
+    if ARRAYS[message] is not None:
+        np.savez(path, **ARRAYS[message])
+    else:
+        path.write_bytes(b"hello")
+    with pytest.raises(UserError, match=message):
+        open_dataset(DataSettings("npz", path=str(path)))
+
+
+def test_npz_with_code_in_it_is_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(UserError, match="no readable .npz"):
+        open_dataset(DataSettings("npz", path=str(tmp_path / "x.npz")))
