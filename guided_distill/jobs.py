@@ -37,6 +37,7 @@ from guided_distill.evaluation.translation import (
 )
 from guided_distill.pipeline import Trainer
 from guided_distill.progress import say
+from guided_distill.stage_checks import check_data
 from guided_distill.stages import (
     find_stages,
     network_evaluations,
@@ -107,6 +108,8 @@ def evaluate(config, workdir, samplers=None, dataset=None):
     samplers = samplers or make_samplers(config)
     dataset = dataset or open_data(config)
     train_source, test_source = dataset.train, dataset.test
+    for stage in stages.values():
+        check_data(stage, train_source)
     classifier = load_classifier(config, workdir, dataset)
     extractor = choose_extractor(config, classifier)
     reference = find_reference(config, workdir, train_source, extractor)

@@ -211,8 +211,9 @@ def check_together(config):
         )
     for w in config.evaluation.w:
         check_w(w, config.w_range, what="evaluation.w")
-    for w in config.single_w.w:
-        check_w(w, config.w_range, what="single_w.w")
+    if "single_w" in config.distillations:
+        for w in config.single_w.w:
+            check_w(w, config.w_range, what="single_w.w")
     check_distillations(config)
 
 

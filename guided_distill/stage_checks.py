@@ -14,10 +14,16 @@ def check_settings(stage, folder, source):
             f"{folder.path} holds a run of another config ({'; '.join(differences)}): "
             "take another --workdir, or the config it was begun with"
         )
+    check_data(folder, source)
+
+
+def check_data(folder, source):
+    """Refuses a stage of other pictures or labels than the data set holds now."""
     if folder.origin["data_sha256"] != source.sha256:
         raise UserError(
-            f"{folder.path} was trained on other data than {source.name} holds now: "
-            "take another --workdir"
+            f"{folder.path} was trained on other data than {source.name} holds now (sha256 "
+            f"{folder.origin['data_sha256'][:12]} there, {source.sha256[:12]} here): take another "
+            "--workdir, or the data it was begun with"
         )
 
 
@@ -43,11 +49,7 @@ def check_teacher(stage, record, folder, source):
             f"{stage.title} is distilled from {' or '.join(sorted(wants))}, "
             f"but {folder.path} holds {record['stage']}"
         )
-    if record["data_sha256"] != source.sha256:
-        raise UserError(
-            f"{folder.path} was trained on other data than {source.name} holds now: a student "
-            "learns from its teacher's data"
-        )
+    check_data(folder, source)
     if record["stage"] == "step_two" and record["num_steps"] != stage.factor * stage.num_steps:
         raise UserError(
             f"a student of {stage.num_steps} steps needs a teacher of "

@@ -29,6 +29,8 @@ DIGITS_VARIANTS = (*PAPER_VARIANTS, "smoke", "full", "factor4")
         ("base.py", ()),
         *(("digits.py", (v,)) for v in DIGITS_VARIANTS),
         *((name, (v,)) for name in ("cifar10.py", "imagenet64.py") for v in PAPER_VARIANTS),
+        *(("fashion_mnist.py", (v,)) for v in (*PAPER_VARIANTS, "smoke", "cpu")),
+        *(("folder.py", (v,)) for v in ("", "64", "128", "smoke")),
     ],
 )
 def test_every_config_is_right_and_every_key_has_a_rule(name, args):
@@ -36,6 +38,8 @@ def test_every_config_is_right_and_every_key_has_a_rule(name, args):
     settings.check_config(config)
     rounds = {f"{name}.rounds" for name in settings.ROUND_SECTIONS}
     assert set(settings.flatten(config)) - rounds == set(settings.RULES)
+    size = config.data.image_size or 32
+    settings.check_model(config.model, (size, size, 3) if name != "digits.py" else (8, 8, 1))
 
 
 @pytest.mark.parametrize("name", ["digits.py", "cifar10.py", "imagenet64.py"])
@@ -90,6 +94,19 @@ MISTAKES = [
     ("model.dtype = 'float16'", r"model.dtype must be one of float32, bfloat16"),
     ("model.prediction = 'epsilon'", r"model.prediction must be one of x, eps, v"),
     ("data.name = 'digit'", r"did you mean digits\?"),
+    ("data.name = ''", r"data.name must be digits, folder, idx, npz, or a data set of"),
+    ("data.channels = 2", r"data.channels must be 1 \(grey\), 3 \(colours\) or 0"),
+    ("data.channels = 3", r"digits has 1 channels; .* data.channels must be that or 0, got 3"),
+    ("data.fit = 'stretch'", r"data.fit must be one of crop, pad"),
+    ("data.image_size = 4; config.data.fit = 'pad'", r"digits: data.fit=pad: 8x8 is larger than 4x4"),
+    ("data.image_size = -1", r"data.image_size must be an integer of at least 0"),
+    ("data.augmentations = ('rotate',)", r"data.augmentations must be .* flip, shift"),
+    ("data.augmentations = 'flip'", r"data.augmentations must be a tuple"),
+    ("data.test_share = 1.0", r"data.test_share must be a number above 0.0 and below 1.0"),
+    ("data.cache = ''", r"data.cache must be a folder, got ''"),
+    ("data.name = 'folder'", r"data.path '' is no folder of pictures"),
+    ("data.name = 'npz'", r"data.path '' is no readable .npz"),
+    ("data.name = 'idx'", r"data.path '' is no folder"),
     ("evaluation.num_steps = (3,)", r"evaluation.num_steps 3 was never distilled; distilled to: 1, 2"),
     ("schedule.logsnr_max = -30.0", r"logsnr_max must be above"),
     ("seed = -1", r"seed must be an integer of at least 0, got -1"),

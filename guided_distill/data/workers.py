@@ -48,7 +48,7 @@ def ahead(function, start, stop, *, num_workers, buffer):
             grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=buffer)
         )
     else:
-        options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=buffer)
+        options = grain.ReadOptions(num_threads=min(THREADS, buffer), prefetch_buffer_size=buffer)
         results = calls.to_iter_dataset(options)
     for result in results:
         if isinstance(result, _Failure):

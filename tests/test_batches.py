@@ -1,0 +1,162 @@
+"""Batches: a function of (seed, update), in one process or several, held or streamed."""
+
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from test_folders import settings_of, write_pictures
+
+from guided_distill.data.augment import augment
+from guided_distill.data.batches import Batches, batch_indices
+from guided_distill.data.dataset import DataSettings
+from guided_distill.data.registry import open_dataset
+from guided_distill.training.sharding import batch_sharding, make_mesh
+
+BATCH, UPDATES = 16, (0, 3, 90)
+
+# One of several processes: writes the pictures and labels that lie on its devices, and where.
+PROCESS = """
+import os, sys
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count={devices}"
+import jax, numpy as np
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize("localhost:{port}", {processes}, {process})
+sys.path.insert(0, {tests!r})
+import test_batches
+np.savez({out!r}, **test_batches.local_batches({folder!r}))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of 30 pictures, decoded into a cache that all processes share."""
+    folder = tmp_path_factory.mktemp("data") / "mine"
+    for name in ("ant", "bee"):
+        write_pictures(folder / name, 30)
+    _ = open_dataset(settings_of(folder)).train
+    return folder
+
+
+def make_batches(folder, *, streamed, num_workers=0):
+    source = open_dataset(settings_of(folder, memory_gb=0.0 if streamed else 1.0)).train
+    assert source.in_memory != streamed
+    return Batches(
+        source,
+        batch_size=BATCH,
+        seed=0,
+        sharding=batch_sharding(make_mesh()),
+        num_workers=num_workers,
+    )
+
+
+def local_batches(folder):
+    """`{name: array}` of what lies on this process's devices."""
+    found = {}
+    for streamed in (False, True):
+        batches = make_batches(folder, streamed=streamed)
+        for update in UPDATES:
+            images, labels = batches(update)
+            for shard in images.addressable_shards:
+                start = shard.index[0].start or 0
+                found[f"{streamed} {update} {start} images"] = np.asarray(shard.data)
+            for shard in labels.addressable_shards:
+                start = shard.index[0].start or 0
+                found[f"{streamed} {update} {start} labels"] = np.asarray(shard.data)
+    return found
+
+
+def put_together(parts, what):
+    """The whole batch of `{start: part}`."""
+    return np.concatenate([parts[start, what] for start, kind in sorted(parts) if kind == what])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_together_see_the_same_batches(folder, tmp_path, processes):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS.format(
+                devices=4 // processes, port=port, processes=processes, process=process,
+                tests=str(pathlib.Path(__file__).parent), out=str(tmp_path / f"{process}.npz"),
+                folder=str(folder),
+            )],
+            stderr=subprocess.PIPE, text=True,
+        )
+        for process in range(processes)
+    ]  # fmt: skip
+    errors = [run.communicate()[1] for run in runs]
+    assert not any(run.returncode for run in runs), errors
+    parts = {}
+    for process in range(processes):
+        with np.load(tmp_path / f"{process}.npz") as file:
+            for key in file.files:
+                streamed, update, start, what = key.split()
+                parts.setdefault((streamed, int(update)), {})[int(start), what] = file[key]
+    source = open_dataset(settings_of(folder)).train
+    for (_, update), batch in parts.items():
+        images, labels = source.read(batch_indices(len(source), BATCH, 0, update))
+        assert_array_equal(put_together(batch, "images"), images)
+        assert_array_equal(put_together(batch, "labels"), labels)
+    assert len(parts) == 2 * len(UPDATES)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_streams_go_on_where_a_run_was_stopped(folder, num_workers):
+    from absl import flags
+
+    flags.FLAGS([sys.argv[0]], known_only=True)  # grain asks absl for its flags.
+    held = make_batches(folder, streamed=False)
+    streamed = make_batches(folder, streamed=True, num_workers=num_workers)
+    for update, (images, labels) in enumerate(streamed.between(37, 45), start=37):
+        assert_array_equal(images, held(update)[0])
+        assert_array_equal(labels, held(update)[1])
+    assert update == 44
+
+
+def test_batches_larger_than_the_data_set_go_round(folder):
+    source = open_dataset(settings_of(folder)).train
+    batches = Batches(source, batch_size=128, seed=0, sharding=batch_sharding(make_mesh()))
+    images, labels = batches(0)
+    assert images.shape == (128, 8, 8, 3) and len(source) == 54
+    assert_array_equal(np.bincount(labels, minlength=2) // 50, [1, 1])
+
+
+def example_keys(count):
+    return jax.random.split(jax.random.key(0), count)
+
+
+def test_half_of_all_pictures_are_flipped_each_by_its_own_key():
+    x = jnp.arange(400 * 2 * 4).reshape(400, 2, 4, 1).astype(jnp.float32)
+    flipped = augment(x, example_keys(400), ("flip",))
+    is_flipped = np.asarray((flipped == x[:, :, ::-1]).all(axis=(1, 2, 3)))
+    assert (is_flipped | np.asarray((flipped == x).all(axis=(1, 2, 3)))).all()
+    assert 160 < is_flipped.sum() < 240
+    assert_array_equal(augment(x[7:9], example_keys(400)[7:9], ("flip",)), flipped[7:9])
+
+
+def test_shifts_move_pictures_by_a_sixteenth_and_repeat_their_edges():
+    x = jnp.tile(jnp.arange(32.0)[None, None, :, None], (64, 32, 1, 1))
+    shifted = np.asarray(augment(x, example_keys(64), ("shift",)))
+    moves = shifted[:, 16, 16, 0] - 16
+    assert set(moves) == {-2.0, -1.0, 0.0, 1.0, 2.0}
+    for row, move in zip(shifted[:, 0, :, 0], moves, strict=True):
+        assert_array_equal(row, np.clip(np.arange(32) + move, 0, 31))
+
+
+def test_no_augmentation_leaves_pictures_as_they_are():
+    x = jnp.ones((2, 4, 4, 1))
+    assert augment(x, example_keys(2), ()) is x
+
+
+def test_digits_need_no_cache(tmp_path):
+    dataset = open_dataset(DataSettings("digits", cache=str(tmp_path / "cache")))
+    assert len(dataset.train) == 1500 and not (tmp_path / "cache").exists()
