@@ -170,3 +170,22 @@ def rounds_down(start_steps, *, num_updates, last_updates, learning_rate, factor
         )
         num_steps //= factor
     return tuple(rounds)
+
+
+def make_smoke(config):
+    """Shrinks a run to every stage with a few updates each: it works, and shows nothing else."""
+    config.model.width = 8
+    for section in (config.teacher, config.step_one, config.step_two):
+        section.batch_size = 32
+    config.teacher.num_updates = 100
+    config.teacher.warmup_updates = 10
+    config.step_one.num_updates = 40
+    config.step_two.start_steps = 8
+    config.step_two.rounds = rounds_down(8, num_updates=20, last_updates=20, learning_rate=5e-4)
+    config.log_every = 10
+    config.checkpoint_every = 20
+    config.evaluation.w = (0.0, 2.0)
+    config.evaluation.num_steps = config.evaluation.baseline_num_steps = (1, 4)
+    config.evaluation.num_samples = 100
+    config.evaluation.batch_size = 100
+    config.evaluation.classifier_updates = 100

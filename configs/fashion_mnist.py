@@ -85,7 +85,7 @@ def get_config(variant=""):
     if variant in ("cpu", "smoke"):
         make_small(config)
     if variant == "smoke":
-        make_smoke(config)
+        base["make_smoke"](config)
     return config
 
 
@@ -129,21 +129,3 @@ def make_small(config):
     config.evaluation.num_samples = 1_000
     config.evaluation.batch_size = 200
     config.evaluation.translations = ()
-
-
-def make_smoke(config):
-    """Shrinks the run further: every stage, a few updates each."""
-    config.model.width = 8
-    config.teacher.num_updates = 100
-    config.step_one.num_updates = 40
-    config.step_two.start_steps = 8
-    config.step_two.rounds = base["rounds_down"](
-        8, num_updates=20, last_updates=20, learning_rate=5e-4
-    )
-    config.log_every = 10
-    config.checkpoint_every = 20
-    config.evaluation.w = (0.0, 2.0)
-    config.evaluation.num_steps = config.evaluation.baseline_num_steps = (1, 4)
-    config.evaluation.num_samples = 100
-    config.evaluation.batch_size = 100
-    config.evaluation.classifier_updates = 100

@@ -64,27 +64,6 @@ def get_config(variant=""):
     config.evaluation.num_samples = 2_000
     config.evaluation.batch_size = 200
     if variant == "smoke":
-        make_smoke(config)
+        config.model.num_res_blocks = 1
+        base["make_smoke"](config)
     return config
-
-
-def make_smoke(config):
-    """Shrinks the run: every stage, real pictures, a few updates each."""
-    config.model.width = 8
-    config.model.num_res_blocks = 1
-    for section in (config.teacher, config.step_one, config.step_two):
-        section.batch_size = 32
-    config.teacher.num_updates = 100
-    config.teacher.warmup_updates = 10
-    config.step_one.num_updates = 40
-    config.step_two.start_steps = 8
-    config.step_two.rounds = base["rounds_down"](
-        8, num_updates=20, last_updates=20, learning_rate=5e-4
-    )
-    config.log_every = 10
-    config.checkpoint_every = 20
-    config.evaluation.w = (0.0, 2.0)
-    config.evaluation.num_steps = config.evaluation.baseline_num_steps = (1, 4)
-    config.evaluation.num_samples = 100
-    config.evaluation.batch_size = 100
-    config.evaluation.classifier_updates = 100

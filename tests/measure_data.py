@@ -88,12 +88,17 @@ def measure_memory_and_items(root):
 
 def measure_stream(root):
     items = Items(
-        "noise", "train", make_64x64, lambda index: f"noise {index}", 100_000, (64, 64, 3), 1000,
-        "1",
-    )  # fmt: skip
-    streamed = read_through_cache(
-        items, root=root / "cache", memory_gb=0.0, skip_broken=False, num_workers=0
+        name="noise",
+        split="train",
+        decode=make_64x64,
+        describe=lambda index: f"noise {index}",
+        length=100_000,
+        image_shape=(64, 64, 3),
+        num_classes=1000,
+        fingerprint="1",
     )
+    settings = DataSettings("noise", cache=str(root / "cache"), memory_gb=0.0)
+    streamed = read_through_cache(items, settings)
     for num_workers in (0, 2):
         batches = Batches(
             streamed, batch_size=BATCH, seed=0, sharding=batch_sharding(make_mesh()),

@@ -81,6 +81,12 @@ class TensorPictures(LocalBuilder):
             yield number, {"image": picture(split, number, (8, 8)), "label": number % 3}
 
 
+class BrokenPictures(LocalBuilder):
+    def _generate(self, split):
+        for number, example in super()._generate(split):
+            yield number, example | ({"image": io.BytesIO(b"no PNG")} if number == 7 else {})
+
+
 class TextAndPictures(LocalBuilder):
     def _info(self):
         features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
@@ -99,7 +105,7 @@ def picture(split, number, size):
 def data_dir(tmp_path_factory):
     """All builders of this file, prepared as array_record."""
     root = tmp_path_factory.mktemp("tfds")
-    for builder in (PlainPictures, MixedPictures, TensorPictures, TextAndPictures):
+    for builder in (PlainPictures, MixedPictures, TensorPictures, BrokenPictures, TextAndPictures):
         builder(data_dir=root, file_format="array_record").download_and_prepare()
     return root
 
@@ -131,6 +137,13 @@ def test_pictures_of_all_sizes_are_cropped_and_shares_are_held_out(data_dir):
     }
     found = [i.tobytes() for s in (dataset.train, dataset.test) for i in s.images]
     assert set(found) == wanted and len(found) == 40
+
+
+def test_broken_records_are_named_and_counted_when_skipped(data_dir, capsys):
+    with pytest.raises(UserError, match=r"1 of 40 .*split train, record \d+: not a picture"):
+        _ = opened("broken_pictures", data_dir).train
+    assert len(opened("broken_pictures", data_dir, skip_broken=True).train) == 39
+    assert "1 broken pictures left out, 39 kept" in capsys.readouterr().err
 
 
 def test_worker_processes_read_builders_alike(data_dir, tmp_path):

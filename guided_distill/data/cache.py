@@ -58,15 +58,13 @@ class Items:
         return f"{self.name} {self.split}"
 
 
-def read_through_cache(items, *, root, memory_gb, skip_broken, num_workers):
+def read_through_cache(items, settings):
     """The items as a source; the first call decodes them all into a cache, later ones read it.
 
     Args:
       items: `Items`.
-      root: folder of all caches.
-      memory_gb: sets of more decoded gigabytes are streamed from the cache.
-      skip_broken: leave out pictures that cannot be decoded, and count them.
-      num_workers: processes that decode; 0 = threads.
+      settings: `DataSettings`: where caches lie, what fits memory, whether broken pictures may
+        be left out, how many processes decode.
 
     Returns:
       An `ArraySource` or a `StreamSource`.
@@ -74,16 +72,16 @@ def read_through_cache(items, *, root, memory_gb, skip_broken, num_workers):
     Raises:
       UserError: naming the first picture that is broken, or what the disk lacks.
     """
-    folder = cache_folder(items, root, skip_broken)
+    folder = cache_folder(items, settings.cache, settings.skip_broken)
     record = read_record(folder)
     if record is None:
         with locked(folder):
             record = read_record(folder)  # Another process may have made it meanwhile.
             if record is None:
-                record = build(items, folder, skip_broken, num_workers)
+                record = build(items, folder, settings.skip_broken, settings.num_workers)
     tell_broken(record)
     source = open_cache(items, folder, record)
-    in_memory = len(source) * np.prod(items.image_shape, dtype=float) <= memory_gb * 1e9
+    in_memory = len(source) * np.prod(items.image_shape, dtype=float) <= settings.memory_gb * 1e9
     return load_into_memory(source) if in_memory else source
 
 
@@ -179,7 +177,7 @@ def write_cache(items, folder, skip_broken, num_workers):
     results = ahead(_Decode(items), 0, len(items), num_workers=num_workers, buffer=256)
     for index, (image, label) in enumerate(results):
         if image is None:
-            broken.append(f"{items.describe(index)} (record {index}): {label}")
+            broken.append(f"{items.describe(index)}: {label}")
         else:
             writer.write(image.tobytes())
             digest.add(image)

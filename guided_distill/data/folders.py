@@ -52,45 +52,38 @@ def open_folder(settings):
         splits = {
             split: ([files[i] for i in index], labels[index]) for split, index in rows.items()
         }
-    channels = settings.channels or 3
-    image_shape = (settings.image_size, settings.image_size, channels)
+    image_shape = (settings.image_size, settings.image_size, settings.channels or 3)
 
     def load(split):
         files, labels = splits[split]
         items = Items(
-            name,
-            split,
-            FilePictures(files, labels, channels, settings.image_size, settings.fit),
-            lambda index: printable(files[index]),
-            len(files),
-            image_shape,
-            len(class_names),
-            fingerprint(folder, files, labels, settings.fit),
+            name=name,
+            split=split,
+            decode=FilePictures(files, labels, image_shape, settings.fit),
+            describe=lambda index: f"{printable(files[index])} (record {index})",
+            length=len(files),
+            image_shape=image_shape,
+            num_classes=len(class_names),
+            fingerprint=fingerprint(folder, files, labels, settings.fit),
         )
-        return read_through_cache(
-            items,
-            root=settings.cache,
-            memory_gb=settings.memory_gb,
-            skip_broken=settings.skip_broken,
-            num_workers=settings.num_workers,
-        )
+        return read_through_cache(items, settings)
 
     return Dataset(name, image_shape, len(class_names), load, class_names)
 
 
 @dataclasses.dataclass(frozen=True)
 class FilePictures:
-    """index -> (image `[size, size, channels]` uint8, label) of picture files."""
+    """index -> (image `[H, W, C]` uint8, label) of picture files."""
 
     files: list
     labels: np.ndarray
-    channels: int
-    size: int
+    image_shape: tuple
     fit: str
 
     def __call__(self, index):
-        image, _ = decode_picture(self.files[index], self.channels)
-        return fit_picture(image, self.size, self.fit), int(self.labels[index])
+        size, _, channels = self.image_shape
+        image, _ = decode_picture(self.files[index], channels)
+        return fit_picture(image, size, self.fit), int(self.labels[index])
 
 
 def fingerprint(folder, files, labels, fit):

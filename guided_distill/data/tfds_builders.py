@@ -32,57 +32,50 @@ def open_tfds(settings):
     directory = find_prepared(settings.name, data_dir(settings.path))
     if directory is None:
         raise UserError(not_prepared(settings.name, data_dir(settings.path)))
-    builder = tfds.builder_from_directory(directory)
-    check_format(builder, directory)
-    image_key, label_key = find_features(builder.info)
-    image_shape = find_image_shape(builder.info.features[image_key], settings)
-    class_names, num_classes = (), 1
-    if label_key:
-        feature = builder.info.features[label_key]
-        num_classes = feature.num_classes
-        class_names = feature.names if feature.names[0] != "0" else ()
-
+    info = tfds.builder_from_directory(directory).info
+    check_format(info, directory)
+    image_key, label_key = find_features(info)
+    image_shape = find_image_shape(info.features[image_key], settings)
+    label = info.features[label_key] if label_key else None
     name = settings.name
     if settings.image_size:
         name += f"-{settings.image_size}x{settings.image_size}"
 
     def load(split):
-        tfds_split, rows = choose_rows(split)
+        tfds_split, rows = find_rows(settings, info.splits, directory, label_key, split)
         pictures = TfdsPictures(
-            str(directory), tfds_split, rows, image_key, label_key, image_shape[2], image_shape[0],
-            settings.fit,
-        )  # fmt: skip
+            str(directory), tfds_split, rows, image_key, label_key, image_shape, settings.fit
+        )
         items = Items(
-            name,
-            split,
-            pictures,
-            lambda index: f"{directory}, split {tfds_split}, record {pictures.row(index)}",
-            builder.info.splits[tfds_split].num_examples if rows is None else len(rows),
-            image_shape,
-            num_classes,
-            f"{fingerprint(directory)} {tfds_split} {settings.fit} {_digest(rows)}",
+            name=name,
+            split=split,
+            decode=pictures,
+            describe=lambda index: f"{directory}, split {tfds_split}, record {pictures.row(index)}",
+            length=info.splits[tfds_split].num_examples if rows is None else len(rows),
+            image_shape=image_shape,
+            num_classes=label.num_classes if label else 1,
+            fingerprint=f"{fingerprint(directory)} {tfds_split} {settings.fit} {_digest(rows)}",
         )
-        return read_through_cache(
-            items,
-            root=settings.cache,
-            memory_gb=settings.memory_gb,
-            skip_broken=settings.skip_broken,
-            num_workers=settings.num_workers,
-        )
+        return read_through_cache(items, settings)
 
-    def choose_rows(split):
-        test_split = find_test_split(settings.name, builder.info.splits)
-        if test_split:
-            return {"train": "train", "test": test_split}[split], None
-        labels = read_labels(str(directory), "train", label_key)
-        return "train", hold_out(labels, settings.test_share, name=settings.name)[split]
+    has_names = label is not None and label.names[0] != "0"
+    return Dataset(
+        name, image_shape, label.num_classes if label else 1, load, label.names if has_names else ()
+    )
 
-    return Dataset(name, image_shape, num_classes, load, class_names)
+
+def find_rows(settings, splits, directory, label_key, split):
+    """Where "train" or "test" lies: (TFDS's split, its rows `[n]`, None for all of them)."""
+    test_split = find_test_split(settings.name, splits)
+    if test_split:
+        return {"train": "train", "test": test_split}[split], None
+    labels = read_labels(str(directory), "train", label_key)
+    return "train", hold_out(labels, settings.test_share, name=settings.name)[split]
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsPictures:
-    """index -> (image `[size, size, channels]` uint8, label) of a prepared split.
+    """index -> (image `[H, W, C]` uint8, label) of a prepared split.
 
     Opens the split by itself, so that it may travel to worker processes.
     """
@@ -92,8 +85,7 @@ class TfdsPictures:
     rows: np.ndarray | None
     image_key: str
     label_key: str | None
-    channels: int
-    size: int
+    image_shape: tuple
     fit: str
 
     def row(self, index):
@@ -102,10 +94,10 @@ class TfdsPictures:
 
     def __call__(self, index):
         example = open_split(self.directory, self.split)[self.row(index)]
-        image = example[self.image_key]
+        image, (size, _, channels) = example[self.image_key], self.image_shape
         if isinstance(image, bytes):
-            image, _ = decode_picture(io.BytesIO(image), self.channels, follow_exif=False)
-        image = fit_picture(image, self.size, self.fit)
+            image, _ = decode_picture(io.BytesIO(image), channels, follow_exif=False)
+        image = fit_picture(image, size, self.fit)
         return image, int(example[self.label_key]) if self.label_key else 0
 
 
@@ -179,9 +171,9 @@ def not_prepared(name, root):
     )
 
 
-def check_format(builder, directory):
+def check_format(info, directory):
     """Refuses data that were prepared without random access."""
-    formats = [file_format.value for file_format in builder.info.available_file_formats()]
+    formats = [file_format.value for file_format in info.available_file_formats()]
     if "array_record" not in formats:
         raise UserError(
             f"{directory} was prepared as {', '.join(formats)}, which has no random access: "
