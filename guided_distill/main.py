@@ -245,6 +245,8 @@ def checked_config(workdir=None):
     if config is None:
         raise UserError("--config is missing: name a config file, such as configs/digits.py")
     settings.check_config(config)
+    if config.data.path:  # The workdir remembers it, wherever a later command is run from.
+        config.data.path = os.path.abspath(os.path.expanduser(config.data.path))
     return config
 
 

@@ -186,6 +186,23 @@ def test_two_processes_at_once_decode_once(folder, tmp_path):
     assert len(caches(folder)) == 1
 
 
+def test_without_locks_the_first_to_finish_wins(folder, monkeypatch):
+    def no_locks(*args):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(cache.fcntl, "flock", no_locks)
+    write = cache.write_cache
+
+    def beaten(items, partial, *args):
+        record = write(items, partial, *args)
+        shutil.copytree(partial, partial.with_name(partial.name.split(".partial-")[0]))
+        return record
+
+    monkeypatch.setattr(cache, "write_cache", beaten)
+    assert len(open_dataset(settings_of(folder)).train) == 108
+    assert len(caches(folder)) == 1
+
+
 def test_a_full_disk_is_named_and_leaves_nothing(folder, monkeypatch):
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))"
     process = start(folder, before=limit)

@@ -142,6 +142,14 @@ def test_folders_that_cannot_be_learnt_are_named(folder, tmp_path):
         open_dataset(settings_of(tmp_path / "one"))
 
 
+def test_files_that_are_not_read_are_counted(folder, capsys):
+    for name in ("0.heic", "ant/1.heic", "bee/notes.txt", ".hidden", "ant/.hidden.png"):
+        (folder / name).write_bytes(b"something")
+    dataset = open_dataset(settings_of(folder))
+    assert "3 files are not read" in capsys.readouterr().err
+    assert len(dataset.train) + len(dataset.test) == 20
+
+
 def test_pictures_without_classes_are_one_class(tmp_path):
     write_pictures(tmp_path / "flat", 12)
     dataset = open_dataset(settings_of(tmp_path / "flat"))

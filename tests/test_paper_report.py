@@ -72,6 +72,14 @@ def test_the_two_misprints_are_corrected_and_marked():
     assert "DDIM 32x2-step at w = 0.3: Table 1 prints 7.47" in text and "the right 3.45" in text
 
 
+def test_only_the_papers_own_data_are_set_beside_its_numbers():
+    """`imagenet_resized` was squashed, not cropped: distances on it cannot be compared."""
+    papers = load_paper_results("imagenet64")
+    assert load_paper_results("imagenet2012-64x64") == papers != []
+    for data in ("imagenet2012-32x32", "imagenet_resized/64x64", "imagenet_resized/64x64-64x64"):
+        assert load_paper_results(data) == []
+
+
 @pytest.mark.parametrize("data", ["imagenet64", "cifar10"])
 def test_table_2_sets_ours_beside_the_papers_with_the_difference(data):
     rows = [row for row in ours_like(data) if row["model"] != "two_student"]

@@ -21,6 +21,7 @@ from guided_distill.progress import Progress, say
 FORMAT = 1  # of a cache's files; another one is another cache
 NAMED = 5  # broken pictures that are named one by one
 READ_AT_ONCE = 2_000
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_WORDS = ("No space left", "quota exceeded", "File too large")  # of array_record's errors
 
@@ -120,6 +121,8 @@ def locked(folder):
         except BlockingIOError:
             say(f"waiting for another process that prepares {folder}")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            pass  # A file system without locks: the work may be done twice, the rename is safe.
         yield
 
 
@@ -134,6 +137,8 @@ def build(items, folder, skip_broken, num_workers):
         record = write_cache(items, partial, skip_broken, num_workers)
         partial.rename(folder)
     except (OSError, RuntimeError) as error:
+        if getattr(error, "errno", None) in TAKEN and read_record(folder):
+            return read_record(folder)  # Another process was first, on a file system without locks.
         full = getattr(error, "errno", None) in FULL or any(w in str(error) for w in FULL_WORDS)
         if full:
             raise UserError(lacking_space(items, folder.parent)) from error

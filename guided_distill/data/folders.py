@@ -19,6 +19,7 @@ from guided_distill.data.pictures import (
     printable,
 )
 from guided_distill.errors import UserError
+from guided_distill.progress import say
 
 FILE_COLUMNS = ("file", "file_name", "filename", "path", "image")
 LABEL_COLUMNS = ("label", "class")
@@ -68,7 +69,7 @@ def open_folder(settings):
         )
         return read_through_cache(items, settings)
 
-    return Dataset(name, image_shape, len(class_names), load, class_names)
+    return Dataset(name, image_shape, len(class_names), load, map(printable, class_names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,18 +118,26 @@ def scan(folder):
 def _classes(folder):
     """(file, class name) of every picture below `folder`, in order of name."""
     subfolders = _subfolders(folder)
-    entries = []
+    entries, others = [], [p for p in folder.iterdir() if p.is_file() and _is_shown(p)]
     for path in subfolders:
-        files = _picture_files(path)
+        files, no_pictures = _picture_files(path)
+        others += no_pictures
         if not files:
             raise UserError(
                 f"class folder {printable(path)} holds no picture ({', '.join(SUFFIXES)}): "
                 "fill it or remove it"
             )
         entries += [(file, path.name) for file in files]
-    if subfolders:
-        return entries
-    entries = [(file, "all") for file in _picture_files(folder)]
+    if not subfolders:
+        files, others = _picture_files(folder)
+        entries = [(file, "all") for file in files]
+    if others:
+        say(
+            f"{printable(folder)}: {len(others)} files are not read, because they lie beside the "
+            f"class folders or are no {', '.join(SUFFIXES)}: {printable(min(others))}"
+            + ", …"
+            * (len(others) > 1)
+        )
     if not entries:
         raise UserError(
             f"{printable(folder)} holds no pictures: it takes one subfolder a class, or "
@@ -138,17 +147,21 @@ def _classes(folder):
 
 
 def _subfolders(folder):
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and _is_shown(p))
 
 
 def _picture_files(folder):
-    """Every picture below a folder, by suffix, in order of name."""
-    return sorted(
-        pathlib.Path(where, file)
-        for where, _, files in os.walk(folder)
-        for file in files
-        if not file.startswith(".") and pathlib.Path(file).suffix.lower() in SUFFIXES
+    """(pictures, other files) below a folder, by suffix, in order of name; hidden ones left out."""
+    files = sorted(
+        pathlib.Path(where, file) for where, _, names in os.walk(folder) for file in names
     )
+    files = list(filter(_is_shown, files))
+    pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
+    return pictures, [file for file in files if file.suffix.lower() not in SUFFIXES]
+
+
+def _is_shown(path):
+    return not path.name.startswith(".")
 
 
 def read_table(folder, table):
