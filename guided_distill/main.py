@@ -3,12 +3,14 @@
 import os
 import pathlib
 import sys
+from contextlib import contextmanager
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from guided_distill.errors import UserError, nearest
+from guided_distill.locks import hold_lock
 from guided_distill.training.loop import Interrupted
 
 MODES = (
@@ -144,6 +146,22 @@ def run_mode():
     run(*workdirs)
 
 
+@contextmanager
+def own_workdir(workdir):
+    """Refuses a workdir that another run is writing; a run that died holds nothing."""
+
+    def refuse(holder):
+        raise UserError(f"{workdir} is in use by {holder}: wait for it, or take another --workdir")
+
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "lock").touch()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+    with hold_lock(workdir / "lock", on_taken=refuse):
+        yield
+
+
 # The jobs are imported once the flags are known to be right: this takes seconds.
 
 
@@ -152,9 +170,10 @@ def run_train(workdir):
     from guided_distill.paper import report
 
     config = checked_config()
-    trained = jobs.train(config, workdir, stage_name=_STAGE.value, teacher=_TEACHER.value)
-    if trained and config.evaluation.paper_report and not _STAGE.value:
-        report([workdir])
+    with own_workdir(workdir):
+        trained = jobs.train(config, workdir, stage_name=_STAGE.value, teacher=_TEACHER.value)
+        if trained and config.evaluation.paper_report and not _STAGE.value:
+            report([workdir])
 
 
 def run_evaluate(workdir):
@@ -165,8 +184,10 @@ def run_evaluate(workdir):
         jobs.measure_pictures(
             config, workdir, _IMAGES.value, skip_broken=_SKIP_BROKEN.value, out=_OUT.value
         )
-    elif not jobs.evaluate(config, workdir):
-        print(f"evaluated before: {workdir / 'report' / 'index.html'}")
+        return
+    with own_workdir(workdir):
+        if not jobs.evaluate(config, workdir):
+            print(f"evaluated before: {workdir / 'report' / 'index.html'}")
 
 
 def run_report(*workdirs):

@@ -12,6 +12,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from test_folders import settings_of, write_pictures
 
+from guided_distill import locks
 from guided_distill.data import cache
 from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
@@ -190,7 +191,7 @@ def test_without_locks_the_first_to_finish_wins(folder, monkeypatch):
     def no_locks(*args):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(cache.fcntl, "flock", no_locks)
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
     write = cache.write_cache
 
     def beaten(items, partial, *args):

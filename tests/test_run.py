@@ -14,13 +14,22 @@ import pytest
 from conftest import ROOT, command, compilations, params_hashes
 from PIL import Image
 
+import guided_distill
 from guided_distill import jobs, settings
 from guided_distill.data.dataset import DataSettings
+from guided_distill.data.pixels import to_uint8
 from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
 from guided_distill.sample import sample as draw_samples
 from guided_distill.stages import plan_stages
 
+HOLD = """
+import time
+from guided_distill.locks import hold_lock
+with hold_lock({path!r}, on_taken=None):
+    print("held", flush=True)
+    time.sleep(600)
+"""
 STAGES = ["teacher", "step_one", *(f"step_two/deterministic/{n:04d}" for n in (8, 4, 2, 1))]
 
 
@@ -212,16 +221,53 @@ def test_weights_share_the_samples_on_the_same_noise(finished, tmp_path):
     np.testing.assert_allclose(arrays["samples"][4:], alone["samples"], atol=1e-5)
 
 
+def test_a_workdir_that_another_run_writes_is_refused(tmp_path):
+    """Until that run has ended, however it ended."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD.format(path=str(tmp_path / "lock"))], stdout=subprocess.PIPE
+    )
+    assert other.stdout.readline() == b"held\n"
+    run = subprocess.run(command(tmp_path), capture_output=True, text=True)
+    assert run.returncode == 1 and f"is in use by process {other.pid} on" in run.stderr
+    other.kill()
+    other.wait()
+    run = subprocess.run(
+        command(tmp_path, "--stage=step_two"), capture_output=True, text=True
+    )  # Goes on to the next check: step two has no teacher here.
+    assert run.returncode == 1 and "in use" not in run.stderr
+
+
+def test_programs_sample_as_the_command_line_does(finished, tmp_path):
+    workdir, _ = finished
+    sampler = guided_distill.Sampler.load(workdir, num_steps=4)
+    arrays = sample(workdir, tmp_path / "x.npz", labels=[3, 5], seed=7)
+    np.testing.assert_array_equal(sampler.draw([3, 5] * 3, 2.0, seed=7), arrays["samples"])
+    images = sampler([3, 5], w=[2.0, 2.0], seed=7)
+    assert images.dtype == np.uint8 and images.shape == (2, 8, 8, 1)
+    assert np.abs(images.astype(int) - to_uint8(arrays["samples"][:2])).max() <= 1
+    assert sampler([]).shape == (0, 8, 8, 1)
+    same = sampler.draw([1, 1], indices=[4, 4])
+    np.testing.assert_array_equal(same[0], same[1])
+
+
+def test_samplers_compile_once_for_each_power_of_two(finished):
+    sampler = guided_distill.Sampler.load(finished[0], num_steps=2, max_batch_size=32)
+    with compilations() as names:
+        for n, w, seed in ((9, 0.0, 0), (16, 2.0, 1), (12, 4.0, 2), (32, 1.0, 3), (100, 1.0, 3)):
+            assert len(sampler(np.arange(n) % 10, w=w, seed=seed)) == n
+    assert names.count("sample") == 2
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         (dict(num_steps=3), r"--num_steps 3 was never distilled; distilled to: 1, 2, 4, 8"),
         (dict(num_steps=0), r"--num_steps must be at least 1, got 0"),
-        (dict(weights=[5.0]), r"--w must lie in the trained range \[0, 4\], got 5"),
-        (dict(weights=[-1.0], stage="teacher"), r"--w must lie in the trained range \[0, inf\]"),
-        (dict(weights=[float("nan")]), r"--w must lie in the trained range"),
-        (dict(labels=[10]), r"--labels must lie in 0 to 9, got 10"),
-        (dict(labels=[-1]), r"--labels must lie in 0 to 9, got -1"),
+        (dict(weights=[5.0]), r"w must lie in the trained range \[0, 4\], got 5"),
+        (dict(weights=[-1.0], stage="teacher"), r"w must lie in the trained range \[0, inf\]"),
+        (dict(weights=[float("nan")]), r"w must lie in the trained range"),
+        (dict(labels=[10]), r"labels must lie in 0 to 9, got 10"),
+        (dict(labels=[-1]), r"labels must lie in 0 to 9, got -1"),
         (dict(n=0), r"--n must be at least 1, got 0"),
         (dict(n=1, weights=[0.0, 1.0]), r"--n=1 leaves no sample for some of the 2 weights"),
         (
@@ -335,7 +381,7 @@ def test_any_folder_of_pictures_is_measured(copied, tmp_path, capsys):
 def test_a_broken_file_is_named_and_left_out_only_on_request(copied, tmp_path, capsys):
     images = save_digits(tmp_path / "mine", open_dataset(DataSettings("digits")).test.images[:5])
     (tmp_path / "mine" / "002.png").write_bytes(b"broken")
-    with pytest.raises(UserError, match="002.png cannot be read: not a picture, or a broken one"):
+    with pytest.raises(UserError, match="002.png cannot be used: not a picture, or a broken one"):
         jobs.measure_pictures(tiny_config(), copied, images)
     out = tmp_path / "m.json"
     jobs.measure_pictures(tiny_config(), copied, images, skip_broken=True, out=str(out))

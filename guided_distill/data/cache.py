@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from guided_distill.data.pictures import BrokenPictureError
 from guided_distill.data.sources import ArraySource, PictureDigest, StreamSource
 from guided_distill.data.workers import ahead
 from guided_distill.errors import UserError
+from guided_distill.locks import hold_lock
 from guided_distill.progress import Progress, say
 
 FORMAT = 1  # of a cache's files; another one is another cache
@@ -106,7 +106,10 @@ def read_record(folder):
 
 @contextlib.contextmanager
 def locked(folder):
-    """One process at a time makes a cache; a lock dies with its process."""
+    """One process at a time makes a cache.
+
+    On a file system without locks the work may be done twice; the rename at its end is safe.
+    """
     path = folder.with_name(folder.name + ".lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -115,14 +118,7 @@ def locked(folder):
         raise UserError(
             f"data.cache {folder.parent} cannot be written ({error.strerror}): name another folder"
         ) from error
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that prepares {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            pass  # A file system without locks: the work may be done twice, the rename is safe.
+    with hold_lock(path, on_taken=lambda who: say(f"waiting for {who}, which prepares {folder}")):
         yield
 
 
