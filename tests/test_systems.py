@@ -224,7 +224,10 @@ def test_own_pictures_are_converted_with_a_word(finished, tmp_path, capsys):
         (dict(weights=[-1.0]), r"w must lie in the trained range"),
         (dict(num_steps=8), r"--num_steps 8 was never distilled; distilled to: 2, 4"),
         (dict(n=0), r"--n must be at least 1, got 0"),
-        (dict(images=["wide.png"]), r"wide.png cannot be used: 16x8 where the model takes 8x8: crop it"),
+        (
+            dict(images=["wide.png"]),
+            r"wide.png cannot be used: 16x8 where the model takes 8x8: crop it",
+        ),
         (dict(images=["nowhere.png"]), r"nowhere.png cannot be used: no such file"),
         (dict(images=["text.png"]), r"text.png cannot be used: not a picture, or a broken one"),
         (dict(images=["empty"]), r"--images=empty holds no files"),

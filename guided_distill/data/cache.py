@@ -192,6 +192,7 @@ def write_cache(items, folder, skip_broken, num_workers):
     np.save(folder / "labels.npy", labels)
     record = {
         "title": items.title,
+        "source": items.fingerprint,
         "n": len(labels),
         "sha256": digest.finish(labels, items.image_shape, items.num_classes),
         "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),

@@ -13,12 +13,17 @@ from guided_distill.data.cache import Items, read_through_cache
 from guided_distill.data.dataset import Dataset, hold_out
 from guided_distill.data.pictures import decode_picture, fit_picture
 from guided_distill.errors import UserError, nearest
+from guided_distill.progress import say
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 LOCAL_NAMES = ("digits", "folder", "idx", "npz")
 TEST_SPLITS = ("test", "validation")
 # The labels of ImageNet's test split were never published.
 TEST_SPLIT_OF = {"imagenet2012": "validation"}
+NOTES = {
+    "imagenet_resized": "imagenet_resized was squashed to squares, not cropped: distances on it "
+    "cannot be compared with those of the field"
+}
 
 
 def open_tfds(settings):
@@ -37,6 +42,8 @@ def open_tfds(settings):
     image_key, label_key = find_features(info)
     image_shape = find_image_shape(info.features[image_key], settings)
     label = info.features[label_key] if label_key else None
+    if info.name in NOTES:
+        say(NOTES[info.name])
     name = settings.name
     if settings.image_size:
         name += f"-{settings.image_size}x{settings.image_size}"

@@ -128,6 +128,26 @@ def use_log_distances(axis):
     axis.grid(axis="y", alpha=0.3)
 
 
+def save_sweep(path, curves):
+    """Writes Fréchet distance against N, a panel per w and a line per run: `{run: rows}`."""
+    weights = sorted({row["w"] for rows in curves.values() for row in rows})
+    figure, axes = plt.subplots(
+        1, len(weights), figsize=(3.1 * len(weights), 3.6), squeeze=False, layout="constrained"
+    )
+    for axis, w in zip(axes.flat, weights, strict=True):
+        for name, rows in curves.items():
+            here = sorted((r for r in rows if r["w"] == w), key=lambda row: row["num_steps"])
+            _plot(axis, here, "num_steps", "fid", "o-", label=name, markersize=4)
+        axis.set_title(f"w = {w:g}", fontsize=10)
+        axis.set_xlabel("sampling steps N")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        use_log_distances(axis)
+    axes.flat[0].set_ylabel(METRICS["fid"])
+    _share_legend(figure, axes)
+    save_figure(figure, path)
+
+
 def _draw_metric(axis, rows, x, metric):
     """Curves of every few-step model, and a level line for each reference."""
     for model, (label, color, line) in MODEL_STYLES.items():
