@@ -174,6 +174,11 @@ def prepare_data(config, *, download=False):
 
 def load_classifier(config, workdir, dataset):
     """The `TrainedClassifier` of a workdir, trained now if it is not there."""
+    if dataset.num_classes == 1:
+        say(
+            "one class: a classifier has nothing to learn, so its features are random ones; "
+            "evaluation.inception gives distances that mean more"
+        )
     return load_or_train_classifier(
         workdir / "classifier",
         dataset.train,

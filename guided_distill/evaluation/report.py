@@ -1,6 +1,7 @@
 """The report of a run: `results.json`, a table for the terminal, `report.md` with pictures."""
 
 import pathlib
+import re
 
 from guided_distill.evaluation.curves import save_distance_by_calls, save_round_gaps, save_trade_off
 from guided_distill.evaluation.html import write_html
@@ -264,15 +265,20 @@ def terminal_summary(results):
             "",
             f"{distance_name(provenance, n)} to {provenance['data']} on {provenance['features']} "
             f"(n = {n}; classifier {provenance['classifier_accuracy']:.1%} right on held-out "
-            "data); lower is better",
-            table(rows, "fid", 2).replace("**", "  "),
+            "data); lower is better, * is the best",
+            star_best(table(rows, "fid", 2)),
             "",
             "Same-noise RMSE to the full teacher; lower is better",
-            table(same_noise(rows), "rmse_to_teacher", 3).replace("**", "  "),
+            star_best(table(same_noise(rows), "rmse_to_teacher", 3)),
             "",
             *(translated if translations else []),
         ]
     )
+
+
+def star_best(text):
+    """A Markdown table for the terminal: a star in place of bold, in as many columns."""
+    return re.sub(r"\*\*(.+?)\*\*", r"   *\1", text)
 
 
 def neighbours_part(rows, provenance):
