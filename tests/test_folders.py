@@ -119,6 +119,9 @@ def test_tables_that_cannot_be_read_are_named(folder):
     (folder / "labels.jsonl").write_text('{"file": "ant/1.png", "label"')
     with pytest.raises(UserError, match="cannot be read"):
         open_dataset(settings_of(folder, labels="labels.jsonl"))
+    (folder / "labels.jsonl").write_text("5")
+    with pytest.raises(UserError, match="row 1 must have a column of file .*, has 5"):
+        open_dataset(settings_of(folder, labels="labels.jsonl"))
     (folder / "labels.csv").write_bytes(b"file,label\n\xff\xfe,1")
     with pytest.raises(UserError, match="cannot be read"):
         open_dataset(settings_of(folder, labels="labels.csv"))

@@ -132,11 +132,10 @@ def _classes(folder):
         files, others = _picture_files(folder)
         entries = [(file, "all") for file in files]
     if others:
+        named = printable(min(others)) + (", …" if len(others) > 1 else "")
         say(
             f"{printable(folder)}: {len(others)} files are not read, because they lie beside the "
-            f"class folders or are no {', '.join(SUFFIXES)}: {printable(min(others))}"
-            + ", …"
-            * (len(others) > 1)
+            f"class folders or are no {', '.join(SUFFIXES)}: {named}"
         )
     if not entries:
         raise UserError(
@@ -181,9 +180,10 @@ def read_table(folder, table):
     for number, row in enumerate(rows, start=1):
         file, label = (_column(row, names) for names in (FILE_COLUMNS, LABEL_COLUMNS))
         if file is None or label is None:
+            has = ", ".join(map(str, row)) if isinstance(row, dict) else row
             raise UserError(
                 f"{path}: row {number} must have a column of {FILE_COLUMNS[0]} and one of "
-                f"{LABEL_COLUMNS[0]}, has {', '.join(map(str, row)) if row else 'nothing'}"
+                f"{LABEL_COLUMNS[0]}, has {has or 'nothing'}"
             )
         if file in seen:
             raise UserError(f"{path}: row {number} names {file} again")
@@ -212,7 +212,8 @@ def number_classes(splits, *, numbers_are_labels, name):
       numbers_are_labels: whether integers mean themselves, so that none may be missing.
       name: of the data set, for errors.
     """
-    names = {class_name for _, class_name in next(iter(splits.values()))}
+    learnt = splits["all" if "all" in splits else "train"]
+    names = {class_name for _, class_name in learnt}
     if all(re.fullmatch(r"-?\d+", class_name) for class_name in names):
         if numbers_are_labels:
             check_labels([int(class_name) for class_name in names], what=name)
