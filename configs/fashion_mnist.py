@@ -76,7 +76,7 @@ def get_config(variant=""):
     config.evaluation.w = (0.0, 1.0, 2.0, 4.0)
     config.evaluation.num_samples = 10_000
     config.evaluation.batch_size = 500
-    config.evaluation.classifier_updates = 3_000
+    config.evaluation.classifier_updates = 10_000
     config.evaluation.translations = ((7, 9), (9, 7), (2, 6), (6, 2), (0, 3))
 
     if variant == "paper":

@@ -66,7 +66,7 @@ def measure_memory_and_items(root):
 
     MeasuredPictures(data_dir=root, file_format="array_record").download_and_prepare()
     directory = root / "measured_pictures" / "1.0.0"
-    items = TfdsPictures(str(directory), "train", None, "image", "label", 3, 32, "crop")
+    items = TfdsPictures(str(directory), "train", None, "image", "label", (32, 32, 3), "crop")
 
     def by_item(update):
         return np.stack([items((update * BATCH + k) % 2_000)[0] for k in range(BATCH)])
