@@ -16,6 +16,8 @@ Variants; all but the first two may share a workdir, and what they share is trai
 
 Needs: one accelerator. A forward pass takes 3.5 GFLOPs a picture (XLA's count), so at 40 % of the
 bfloat16 peak of one A100 the teacher takes 7 minutes, step one 6 and the eight rounds 10.
+
+Distances are on features of a classifier that is 93.3 % right on the 10,000 held-out pictures.
 """
 
 import os
