@@ -124,6 +124,11 @@ def get_config():
     config.mesh.data = -1
     config.mesh.fsdp = 1
 
+    # What a device must hold at once; neither changes what is learned
+    config.memory = ConfigDict()
+    config.memory.gradient_accumulation = 1  # parts of a batch, worked through one by one
+    config.memory.remat = "none"  # computed again backwards: none | elementwise | full (all)
+
     # What a run shows and saves
     config.log_every = 100  # updates between looks at loss and gradient
     config.checkpoint_every = 1_000  # updates between resumable checkpoints

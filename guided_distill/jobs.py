@@ -36,7 +36,8 @@ from guided_distill.evaluation.translation import (
     pictures_of_pairs,
 )
 from guided_distill.pipeline import Trainer
-from guided_distill.progress import say
+from guided_distill.processes import check_same, from_first, several
+from guided_distill.progress import say, tell
 from guided_distill.stage_checks import check_data
 from guided_distill.stages import (
     find_stages,
@@ -148,7 +149,7 @@ def evaluate(config, workdir, samplers=None, dataset=None):
     nearest = nearest_pictures(pictures, extractor, reference, train_source)
     write_report(folder, results, pictures, nearest)
     write_to_tensorboard(workdir, results)
-    print(terminal_summary(results))
+    tell(terminal_summary(results))
     say(f"report: {folder / 'index.html'}")
     return True
 
@@ -157,6 +158,10 @@ def open_data(config):
     """The config's `Dataset`, checked against the rest of the config."""
     dataset = open_dataset(settings.data_settings(config))
     settings.check_data(config, dataset)
+    if several():
+        check_same(
+            dataset.train.sha256, lambda first, mine: f"its data: {mine[:12]}, not {first[:12]}"
+        )
     return dataset
 
 
@@ -216,7 +221,7 @@ def measure_pictures(config, workdir, images, *, skip_broken=False, out=""):
     if out:
         write_json(pathlib.Path(out), row | {"reference": reference.provenance})
     numbers = [[key, f"{v:.4f}" if isinstance(v, float) else str(v)] for key, v in row.items()]
-    print(align([["metric", "value"], *numbers]))
+    tell(align([["metric", "value"], *numbers]))
 
 
 def reference_stats(config, workdir, out=""):
@@ -244,7 +249,7 @@ def find_reference(config, workdir, source, extractor):
     if config.evaluation.reference_stats:
         return load_reference(config.evaluation.reference_stats, source, extractor)
     path = workdir / "reference" / f"{extractor.name}.npz"
-    if path.exists():
+    if from_first(path.exists):
         try:
             return load_reference(path, source, extractor)
         except UserError as error:

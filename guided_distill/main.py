@@ -1,16 +1,20 @@
 """The command line: `python -m guided_distill.main --config=… --workdir=… [--mode=…]`."""
 
+import contextlib
 import os
 import pathlib
+import re
 import sys
-from contextlib import contextmanager
+import traceback
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from guided_distill import processes
 from guided_distill.errors import UserError, nearest
 from guided_distill.locks import hold_lock
+from guided_distill.progress import say, tell
 from guided_distill.training.loop import Interrupted
 
 MODES = (
@@ -23,6 +27,9 @@ MODES = (
     "reference_stats",
     "convert_inception",
 )
+MODES_OF_ONE_PROCESS = ("prepare_data", "convert_inception")
+OF_ONE_PROCESS = ("config", "coordinator", "process_id", "compilation_cache")
+NAMED = 3  # differences between processes that are told
 EXIT_USER_ERROR = 1
 SIGINT_EXIT = 130
 
@@ -97,6 +104,29 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _DOWNLOAD = flags.DEFINE_boolean(
     "download", False, "prepare_data: let TensorFlow Datasets fetch what is missing."
 )
+_DISTRIBUTED = flags.DEFINE_boolean(
+    "distributed",
+    False,
+    "Join the run's other processes as the environment says: a TPU slice, Slurm, Kubernetes, MPI. "
+    "The three flags below do it by name.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    os.environ.get("JAX_COORDINATOR_ADDRESS", ""),
+    "host:port of process 0, where the processes of one run meet.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.", 1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This one, from 0.", 0)
+_JOIN_TIMEOUT = flags.DEFINE_integer(
+    "join_timeout", 300, "Seconds to wait for the run's other processes at the start.", 1
+)
+_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+    "heartbeat_timeout",
+    60,
+    "Seconds after which a machine that says nothing counts as lost; a process that dies is "
+    "noticed at once.",
+    10,
+)
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
     os.path.join("~", ".cache", "guided_distill"),
@@ -106,20 +136,66 @@ _CACHE = flags.DEFINE_string(
 
 def main(argv):
     """Runs the job that the flags describe; returns the exit code."""
+    together = False  # Whether all processes of the run end here.
     try:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]}: flags are written --name=value")
         use_compilation_cache(_CACHE.value)
+        join_processes()
         run_mode()
+        code, together = 0, True
     except UserError as error:
-        return fail(error)
+        together = isinstance(error, processes.SharedError)
+        code = EXIT_USER_ERROR if together and not processes.is_first() else fail(error)
     except Interrupted as interruption:
-        print(f"\nstopped by {interruption}: the same command goes on from here", file=sys.stderr)
-        return 128 + interruption.signum
+        say(f"\nstopped by {interruption}: the same command goes on from here")
+        code, together = 128 + interruption.signum, True
     except KeyboardInterrupt:
-        print("\nstopped: the same command goes on from the last checkpoint", file=sys.stderr)
-        return SIGINT_EXIT
-    return 0
+        say("\nstopped: the same command goes on from the last checkpoint")
+        code = SIGINT_EXIT
+    except Exception:
+        if not processes.several():
+            raise
+        processes.wait_for_verdict()
+        traceback.print_exc()
+        code = EXIT_USER_ERROR
+    return processes.leave(code, together=together)
+
+
+def join_processes():
+    """Joins the run's other processes where there are some, and refuses what differs in them."""
+    alone = (_NUM_PROCESSES.value, _PROCESS_ID.value) == (None, None) and not _COORDINATOR.value
+    if alone and not _DISTRIBUTED.value:
+        return
+    if _MODE.value in MODES_OF_ONE_PROCESS:
+        raise UserError(f"--mode={_MODE.value} is the work of one process: start it without others")
+    if _COORDINATOR.value and not re.fullmatch(r".+:\d+", _COORDINATOR.value):
+        raise UserError(f"--coordinator must be host:port, got {_COORDINATOR.value}")
+    from guided_distill import settings
+
+    processes.join(
+        coordinator=_COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+        join_timeout=_JOIN_TIMEOUT.value,
+        heartbeat_timeout=_HEARTBEAT_TIMEOUT.value,
+    )
+    processes.check_same(
+        describe_run(),
+        lambda first, mine: "; ".join(settings.differing_keys(first, mine)[:NAMED]),
+    )
+
+
+def describe_run():
+    """What all processes of a run must have in common, as plain JSON."""
+    from guided_distill import settings
+
+    own_flags = flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])
+    return {
+        "code": processes.code_digest(),
+        **{f"--{flag.name}": flag.value for flag in own_flags if flag.name not in OF_ONE_PROCESS},
+        "config": settings.to_plain(_CONFIG.value) if _CONFIG.value else None,
+    }
 
 
 def run_mode():
@@ -146,7 +222,7 @@ def run_mode():
     run(*workdirs)
 
 
-@contextmanager
+@contextlib.contextmanager
 def own_workdir(workdir):
     """Refuses a workdir that another run is writing; a run that died holds nothing."""
 
@@ -158,7 +234,8 @@ def own_workdir(workdir):
         (workdir / "lock").touch()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
-    with hold_lock(workdir / "lock", on_taken=refuse):
+    with contextlib.ExitStack() as held:
+        processes.first_only(held.enter_context)(hold_lock(workdir / "lock", on_taken=refuse))
         yield
 
 
@@ -187,7 +264,7 @@ def run_evaluate(workdir):
         return
     with own_workdir(workdir):
         if not jobs.evaluate(config, workdir):
-            print(f"evaluated before: {workdir / 'report' / 'index.html'}")
+            tell(f"evaluated before: {workdir / 'report' / 'index.html'}")
 
 
 def run_report(*workdirs):

@@ -4,16 +4,10 @@ import functools
 import pathlib
 import zlib
 
-import jax
-import numpy as np
-
 from guided_distill import settings
 from guided_distill.data.batches import Batches
-from guided_distill.diffusion.schedule import cosine_logsnr
-from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.errors import UserError
-from guided_distill.models.build import build_unet, count_params, init_params
-from guided_distill.models.denoiser import init_student
+from guided_distill.models.build import count_params
 from guided_distill.progress import Progress, say
 from guided_distill.stage_checks import check_parent, check_settings, check_teacher
 from guided_distill.stages import lineage
@@ -21,18 +15,13 @@ from guided_distill.training import sharding
 from guided_distill.training.checkpoint import Checkpoints, write_json
 from guided_distill.training.loop import StopSignals, train
 from guided_distill.training.metric_writer import make_metric_writer
-from guided_distill.training.optimizer import learning_rate_at, make_optimizer
+from guided_distill.training.optimizer import learning_rate_at
 from guided_distill.training.stage_folder import StageFolder
-from guided_distill.training.state import init_state
-from guided_distill.training.update import (
-    make_update_step_one,
-    make_update_step_two,
-    make_update_teacher,
-)
+from guided_distill.updates import Updates
 
 
 class Trainer:
-    """Trains a config's stages in a workdir; compiles each kind of update once.
+    """Trains a config's stages in a workdir.
 
     Args:
       config: a checked ConfigDict.
@@ -47,14 +36,8 @@ class Trainer:
         self.on_stage_end = on_stage_end
         self.dataset, self.source = dataset, dataset.train
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-        self.logsnr_fn = functools.partial(
-            cosine_logsnr,
-            logsnr_min=config.schedule.logsnr_min,
-            logsnr_max=config.schedule.logsnr_max,
-        )
-        self.optimizer = make_optimizer(**config.optimizer)
+        self.updates = Updates(config, self.mesh, self.source.image_shape, self.source.num_classes)
         self.updates_before = 0
-        self._updates = {}
 
     def run(self, stages, teacher_folder=None):
         """Trains the stages that are not finished, in order.
@@ -119,8 +102,8 @@ class Trainer:
         }
         folder.begin(origin)
         if stage.algorithm == "two_student" and teacher_record["stage"] == "teacher":
-            teacher_params = self.with_w_branch(stage, teacher_params)
-        fresh = self.fresh_state(stage, teacher_params)
+            teacher_params = self.updates.with_w_branch(stage, teacher_params)
+        fresh = self.updates.fresh_state(stage, teacher_params)
         with Checkpoints(folder.checkpoints) as checkpoints:
             restored = checkpoints.restore(fresh)
             state = fresh if restored is None else restored
@@ -153,34 +136,6 @@ class Trainer:
             "seconds": round(seconds, 1),
         }
 
-    def fresh_state(self, stage, teacher_params):
-        """The stage's first state, on the devices: random, or the teacher's params."""
-
-        def init(key, teacher_params):
-            params = teacher_params
-            if stage.kind == "teacher":
-                params = init_params(self.teacher_network, key, self.source.image_shape)
-            if stage.kind == "step_one":
-                fresh = init_params(self.student_network, key, self.source.image_shape)
-                params = init_student(fresh, teacher_params)
-            return init_state(params, self.optimizer, keep_ema=stage.kind != "step_two")
-
-        key = self.stage_key(stage)
-        layout = sharding.state_shardings(jax.eval_shape(init, key, teacher_params), self.mesh)
-        return jax.jit(init, out_shardings=layout)(key, teacher_params)
-
-    def with_w_branch(self, stage, teacher_params):
-        """The teacher's params in the students' network: the same model, for every w.
-
-        Algorithm 5 distils the guided pair itself, so its first teacher knows no w yet.
-        """
-
-        def widen(key, teacher_params):
-            fresh = init_params(self.student_network, key, self.source.image_shape)
-            return init_student(fresh, teacher_params)
-
-        return sharding.to_host(jax.jit(widen)(self.stage_key(stage), teacher_params))
-
     def run_updates(self, stage, state, teacher_params, checkpoints, signals):
         """The stage's remaining updates, with progress on the screen and in TensorBoard."""
         optimization = stage.optimization
@@ -207,10 +162,11 @@ class Trainer:
             named = {f"{stage.name}/{name}": value for name, value in scalars.items()}
             self.metric_writer.write_scalars(self.updates_before + done, named)
 
+        bound = self.updates.bind(stage, teacher_params)
         try:
             return train(
                 state,
-                self.bind_update(stage, teacher_params, rate),
+                lambda state, index, *batch: bound(state, rate(index), *batch),
                 Batches(
                     self.source,
                     batch_size=batch_size,
@@ -229,26 +185,6 @@ class Trainer:
             progress.close()
             self.metric_writer.flush()
 
-    def bind_update(self, stage, teacher_params, rate):
-        """The stage's compiled update with all that stays fixed over the stage: see `train`."""
-        fixed = [jax.device_put(self.stage_key(stage), sharding.replicated(self.mesh))]
-        if stage.kind == "step_two":
-            bound = np.float32(1.0 if stage.optimization["clip_teacher"] else np.inf)
-            fixed = [np.int32(stage.num_steps), bound, *fixed]
-        if stage.kind != "teacher":
-            w_range = np.asarray(stage.w_range, np.float32)
-            fixed = [sharding.place(teacher_params, self.mesh), w_range, *fixed]
-        compiled = self.compiled_update(stage)
-
-        def update(state, index, images, labels):
-            return compiled(state, *fixed, rate(index), images, labels)
-
-        return update
-
-    def stage_key(self, stage):
-        """PRNG key of everything a stage draws."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(stage.name.encode()))
-
     def tell_start(self, stage, state, notices, resumed):
         """Says what the person should know before the updates begin."""
         for notice in notices:
@@ -266,65 +202,3 @@ class Trainer:
     def metric_writer(self):
         """clu's writer of the run's TensorBoard files, made when there is something to write."""
         return make_metric_writer(self.workdir / "metrics")
-
-    @functools.cached_property
-    def teacher_network(self):
-        """The unconditioned-by-w U-Net, with the teacher's dropout."""
-        return self._network(w_conditioned=False, dropout=self.config.teacher.dropout)
-
-    @functools.cached_property
-    def student_network(self):
-        """The w-conditioned U-Net of every distilled stage."""
-        return self._network(w_conditioned=True, dropout=0.0)
-
-    def _network(self, **kwargs):
-        return build_unet(self.config.model, num_classes=self.source.num_classes, **kwargs)
-
-    def compiled_update(self, stage):
-        """The compiled update of a stage's kind, algorithm and factor, made once."""
-        key = (stage.kind, stage.algorithm, stage.factor)
-        if key not in self._updates:
-            make = {
-                "teacher": self._make_update_teacher,
-                "step_one": self._make_update_step_one,
-                "step_two": self._make_update_step_two,
-            }[stage.kind]
-            self._updates[key] = make(stage)
-        return self._updates[key]
-
-    def _make_update_teacher(self, stage):
-        section = self.config.teacher
-        return make_update_teacher(
-            self.teacher_network,
-            self.optimizer,
-            label_dropout=section.label_dropout,
-            ema_decay=section.ema_decay,
-            **self._loss_settings(section),
-        )
-
-    def _make_update_step_one(self, stage):
-        section = self.config.step_one
-        return make_update_step_one(
-            self.teacher_network,
-            self.student_network,
-            self.optimizer,
-            ema_decay=section.ema_decay,
-            **self._loss_settings(section),
-        )
-
-    def _make_update_step_two(self, stage):
-        return make_update_step_two(
-            self.student_network,
-            self.optimizer,
-            algorithm=stage.algorithm,
-            factor=stage.factor,
-            **self._loss_settings(self.config.step_two),
-        )
-
-    def _loss_settings(self, section):
-        return dict(
-            prediction=self.config.model.prediction,
-            logsnr_fn=self.logsnr_fn,
-            loss_weight=LOSS_WEIGHTS[section.loss],
-            augmentations=tuple(self.config.data.augmentations),
-        )

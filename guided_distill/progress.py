@@ -5,12 +5,21 @@ import time
 
 from tqdm import tqdm
 
+from guided_distill.processes import is_first
+
 LINE_EVERY_SECONDS = 10.0
 
 
 def say(message):
     """A line for the person at the terminal, whatever else is on the screen."""
-    tqdm.write(message, file=sys.stderr)
+    if is_first():
+        tqdm.write(message, file=sys.stderr)
+
+
+def tell(result):
+    """What a job was asked for, on standard output."""
+    if is_first():
+        print(result)
 
 
 class Progress:
@@ -32,7 +41,7 @@ class Progress:
         self.started = time.perf_counter()
         self.last_line = 0.0
         self.bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and is_first():
             self.bar = tqdm(
                 desc=title,
                 total=total,

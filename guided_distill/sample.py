@@ -9,6 +9,7 @@ from PIL import Image
 from guided_distill.data.pixels import to_uint8
 from guided_distill.errors import UserError
 from guided_distill.evaluation.pictures import save_grid
+from guided_distill.processes import first_only
 from guided_distill.progress import say
 from guided_distill.sampler import Sampler, read_labels
 
@@ -68,6 +69,7 @@ def sample(
     say(f"{n} samples in {num_steps} steps of the {sampler.name} sampler: {out}")
 
 
+@first_only
 def write_samples(out, x, labels, w):
     """Writes arrays, or a picture: a row per weight where the rows stay short."""
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
 from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.distill.rounds import step_factors
 from guided_distill.errors import UserError, nearest
+from guided_distill.models.unet import REMAT_POLICIES
 from guided_distill.rules import (
     BOOLEAN,
     COUNT,
@@ -96,6 +97,8 @@ RULES = {
         lambda v: is_integer(v) and (v == -1 or v > 0), "a number of devices, or -1 for the rest"
     ),
     "mesh.fsdp": COUNT,
+    "memory.gradient_accumulation": COUNT,
+    "memory.remat": choice(REMAT_POLICIES),
     "log_every": COUNT,
     "checkpoint_every": COUNT,
     "evaluation.w": sequence(FINITE),
@@ -321,6 +324,13 @@ def check_devices(config, num_devices):
         if batch_size % num_devices:
             raise UserError(
                 f"{section}.batch_size must divide over {num_devices} devices, got {batch_size}"
+            )
+        parts = config.memory.gradient_accumulation
+        if section != "evaluation" and batch_size // num_devices % parts:
+            raise UserError(
+                f"{section}.batch_size {batch_size} gives each of {num_devices} devices "
+                f"{batch_size // num_devices} examples, which memory.gradient_accumulation {parts} "
+                "does not divide"
             )
 
 

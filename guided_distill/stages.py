@@ -6,6 +6,7 @@ import pathlib
 from guided_distill import settings
 from guided_distill.distill.rounds import step_factors
 from guided_distill.errors import UserError, nearest
+from guided_distill.processes import from_first
 from guided_distill.training.stage_folder import StageFolder
 
 STAGE_PATTERNS = ("*", "step_two/*/*", "single_w/*/step_one", "single_w/*/step_two/*/*")
@@ -175,8 +176,12 @@ def find_stages(workdir):
 def find_own_stages(workdir):
     """`{name: folder}` of the finished stages that lie in the workdir itself."""
     workdir = pathlib.Path(workdir)
-    paths = [p for pattern in STAGE_PATTERNS for p in sorted(workdir.glob(f"{pattern}/stage.json"))]
-    return {p.parent.relative_to(workdir).as_posix(): StageFolder(p.parent) for p in paths}
+
+    def names():
+        found = [sorted(workdir.glob(f"{pattern}/stage.json")) for pattern in STAGE_PATTERNS]
+        return [path.parent.relative_to(workdir).as_posix() for path in sum(found, [])]
+
+    return {name: StageFolder(workdir / name) for name in from_first(names)}
 
 
 def find_students(workdir):

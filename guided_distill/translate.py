@@ -18,7 +18,7 @@ from guided_distill.evaluation.translation import (
     translation_blocks,
 )
 from guided_distill.jobs import load_classifier, open_data
-from guided_distill.progress import say
+from guided_distill.progress import say, tell
 from guided_distill.sample import check_counts
 from guided_distill.stages import find_stages, params_hashes
 from guided_distill.training import sharding
@@ -89,7 +89,7 @@ def translate(
     title = f"{source_label} to {target_label}, encoded at w = {encoder_w:g}"
     save_strips(figure, translation_blocks(pictures, translated), title)
     write_json(figure.with_suffix(".json"), {"params_sha256": params_hashes(stages), "rows": rows})
-    print(translation_table(rows))
+    tell(translation_table(rows))
     say(f"{len(pictures)} pictures translated: {figure}")
 
 

@@ -10,6 +10,7 @@ from guided_distill.data.pixels import to_uint8
 from guided_distill.evaluation.generate import calls_per_step, choose_sampler
 from guided_distill.evaluation.measure import Measurement
 from guided_distill.evaluation.sample_store import SampleStore, key_of
+from guided_distill.processes import array_from_first, is_first
 from guided_distill.progress import Progress
 from guided_distill.training.checkpoint import read_json, write_json
 
@@ -214,7 +215,7 @@ class Evaluation:
         """(row, first samples) of what was measured before, else None."""
         path = self._row_path(contender, w)
         row = read_json(path)
-        return row and (row, np.load(path.with_suffix(".npy")))
+        return row and (row, array_from_first(lambda: np.load(path.with_suffix(".npy"))))
 
     def _store(self, contender, w):
         """The `SampleStore` of a reference, which other rows are compared with; else None."""
@@ -285,8 +286,9 @@ class Evaluation:
             "images_per_second": self.num_samples / (store.seconds if store else seconds),
         }
         path = self._row_path(contender, w)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path.with_suffix(".npy"), np.concatenate(kept)[:PICTURES_KEPT])
+        if is_first():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path.with_suffix(".npy"), np.concatenate(kept)[:PICTURES_KEPT])
         write_json(path, row)
 
     def _compared(self, contender, name, w, start, stop):

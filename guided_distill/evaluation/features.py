@@ -8,7 +8,7 @@ import numpy as np
 
 from guided_distill.evaluation.inception import NUM_FEATURES, InceptionV3
 from guided_distill.evaluation.inception_weights import load_inception
-from guided_distill.training.sharding import batch_sharding, place
+from guided_distill.training.sharding import batch_sharding, place, put, to_host
 
 INCEPTION_BATCH = 32  # pictures per device and call
 
@@ -51,7 +51,7 @@ def load_inception_extractor(path, mesh):
     def apply(images):
         per_device = min(INCEPTION_BATCH, -(-len(images) // mesh.size))
         return apply_in_batches(
-            lambda batch: compiled(params, jax.device_put(batch, sharding)),
+            lambda batch: compiled(params, put(batch, sharding)),
             images,
             per_device * mesh.size,
         )
@@ -69,5 +69,5 @@ def apply_in_batches(apply, images, batch_size):
     outputs = []
     for start in range(0, len(images), batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-        outputs.append([np.asarray(out)[: len(images) - start] for out in apply(images[rows])])
+        outputs.append([out[: len(images) - start] for out in to_host(apply(images[rows]))])
     return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))

@@ -17,7 +17,7 @@ from guided_distill.diffusion.schedule import cosine_logsnr
 from guided_distill.errors import UserError
 from guided_distill.models.build import build_unet
 from guided_distill.models.denoiser import bind, bind_guided
-from guided_distill.training.sharding import batch_sharding
+from guided_distill.training.sharding import batch_sharding, put, to_host
 
 # What each model was made for, the default first. A continuous-time model takes any sampler, and
 # the paper samples the pair of Algorithm 5 with both of its own.
@@ -174,12 +174,12 @@ class Generator:
         for first in range(0, n, self.batch_size):
             rows = np.minimum(np.arange(first, first + self.batch_size), n - 1)
             indices_here, labels_here, w_here = (
-                jax.device_put(np.asarray(values, dtype)[rows], self._sharding)
+                put(np.asarray(values, dtype)[rows], self._sharding)
                 for values, dtype in ((indices, np.int32), (labels, np.int32), (w, np.float32))
             )
             z_1, keys = self._draw_noise(sample_key, indices_here)
             if start is not None:
-                z_1 = jax.device_put(np.asarray(start, np.float32)[rows], self._sharding)
+                z_1 = put(np.asarray(start, np.float32)[rows], self._sharding)
             x = self._sample(params, z_1, keys, labels_here, w_here, np.int32(num_steps))
-            outputs.append(np.asarray(x)[: n - first])
+            outputs.append(to_host(x)[: n - first])
         return np.concatenate(outputs)

@@ -17,6 +17,7 @@ from guided_distill.evaluation.paper_tables import (
     training_costs,
 )
 from guided_distill.evaluation.report import distance_words, translation_table
+from guided_distill.processes import first_only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Run:
     figures: dict
 
 
+@first_only
 def write_paper_report(folder, runs):
     """Writes `paper.md`, and the curves in `paper/`, into `folder`.
 

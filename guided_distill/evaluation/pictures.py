@@ -10,6 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
+from guided_distill.processes import first_only
+
 MIN_PICTURE_SIZE = 32  # pixels; smaller samples are enlarged by a whole factor
 
 
@@ -24,6 +26,7 @@ def grid(images, columns):
     return sheet.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
 
 
+@first_only
 def save_grid(path, images, columns):
     """Writes `grid`, small samples enlarged without smoothing."""
     sheet = grid(images, columns)
@@ -75,7 +78,11 @@ def save_strips(path, blocks, title):
 
 def save_figure(figure, path):
     """Writes a figure and closes it."""
-    path = pathlib.Path(path)
+    _write_figure(figure, pathlib.Path(path))
+    plt.close(figure)
+
+
+@first_only
+def _write_figure(figure, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-    plt.close(figure)

@@ -9,6 +9,7 @@ import numpy as np
 
 from guided_distill.errors import UserError
 from guided_distill.evaluation.metrics import Moments, neighbour_radii
+from guided_distill.processes import first_only
 from guided_distill.progress import Progress
 
 PICTURES_AT_ONCE = 1_000
@@ -66,6 +67,7 @@ def compute_reference(source, extractor):
     )
 
 
+@first_only
 def save_reference(path, stats):
     """Writes statistics as `.npz`, with the field's names `mu` and `sigma`."""
     path = pathlib.Path(path)

@@ -6,6 +6,7 @@ import re
 from guided_distill.evaluation.curves import save_distance_by_calls, save_round_gaps, save_trade_off
 from guided_distill.evaluation.html import write_html
 from guided_distill.evaluation.pictures import save_strips
+from guided_distill.processes import first_only
 from guided_distill.training.checkpoint import write_json
 
 MODEL_NAMES = {
@@ -32,6 +33,7 @@ HIGHER_IS_BETTER = ("accuracy", "is", "precision", "recall")
 SCALES = {"kid": 1000}
 
 
+@first_only
 def write_report(folder, results, pictures, nearest):
     """Writes the report into `folder`.
 

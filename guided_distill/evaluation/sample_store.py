@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from guided_distill.processes import array_from_first, from_first, is_first
 from guided_distill.training.checkpoint import read_json, write_json
 
 
@@ -30,22 +31,25 @@ class SampleStore:
     def __init__(self, folder, identity, shape):
         path = pathlib.Path(folder) / key_of(identity)
         self._record, self._data = path.with_suffix(".json"), path.with_suffix(".npy")
-        record = read_json(self._record) if self._data.exists() else None
+        record = from_first(lambda: read_json(self._record) if self._data.exists() else None)
         self.done, self.seconds = (record["done"], record["seconds"]) if record else (0, 0.0)
-        self._data.parent.mkdir(parents=True, exist_ok=True)
-        mode = "r+" if record else "w+"
-        self._samples = np.lib.format.open_memmap(
-            self._data, mode=mode, dtype=np.float32, shape=tuple(shape)
-        )
+        self._samples = None
+        if is_first():
+            self._data.parent.mkdir(parents=True, exist_ok=True)
+            mode = "r+" if record else "w+"
+            self._samples = np.lib.format.open_memmap(
+                self._data, mode=mode, dtype=np.float32, shape=tuple(shape)
+            )
 
     def append(self, x, seconds):
         """Writes the next samples, `[B, H, W, C]`."""
-        self._samples[self.done : self.done + len(x)] = x
-        self._samples.flush()
+        if is_first():
+            self._samples[self.done : self.done + len(x)] = x
+            self._samples.flush()
         self.done += len(x)
         self.seconds += seconds
         write_json(self._record, {"done": self.done, "seconds": self.seconds})
 
     def read(self, start, stop):
         """Samples start, …, stop − 1."""
-        return np.array(self._samples[start:stop])
+        return array_from_first(lambda: np.array(self._samples[start:stop]))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from guided_distill.models.unet import UNet
 
 
-def build_unet(settings, *, num_classes, w_conditioned, dropout=0.0):
+def build_unet(settings, *, num_classes, w_conditioned, dropout=0.0, remat="none"):
     """The U-Net that a mapping of `config.model`'s keys describes."""
     return UNet(
         num_classes=num_classes,
@@ -18,6 +18,7 @@ def build_unet(settings, *, num_classes, w_conditioned, dropout=0.0):
         dropout=dropout,
         dtype=jnp.dtype(settings["dtype"]),
         w_conditioned=w_conditioned,
+        remat=remat,
     )
 
 

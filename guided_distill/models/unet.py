@@ -12,6 +12,14 @@ import jax.numpy as jnp
 
 from guided_distill.models.embeddings import embed_logsnr, embed_w
 
+# What the forward pass keeps of a block for the backward pass; what it drops is computed again.
+REMAT_POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "elementwise": lambda primitive, *_, **__: (
+        primitive in (jax.lax.conv_general_dilated_p, jax.lax.dot_general_p)
+    ),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 MAX_NORM_GROUPS = 32
 MIN_GROUP_CHANNELS = 4
 
@@ -29,6 +37,7 @@ class UNet(nn.Module):
       dropout: rate inside the residual blocks.
       dtype: compute dtype; parameters stay float32.
       w_conditioned: add the branch that embeds the guidance weight.
+      remat: one of `REMAT_POLICIES`, for training in less memory; the numbers stay.
     """
 
     num_classes: int
@@ -40,6 +49,7 @@ class UNet(nn.Module):
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     w_conditioned: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, z, logsnr, labels, w=None, dropout_keys=None):
@@ -56,14 +66,18 @@ class UNet(nn.Module):
           `[B, H, W, C]` float32.
         """
         emb = self._embed(logsnr, labels, w)
-        res_block = lambda features, name, resample=None: ResBlock(  # noqa: E731
+        rematerialised = lambda block: (  # noqa: E731
+            nn.remat(block, policy=REMAT_POLICIES[self.remat]) if self.remat != "none" else block
+        )
+        res_block = lambda features, name, resample=None: rematerialised(ResBlock)(  # noqa: E731
             features, self.dropout, self.dtype, resample, name=name
         )
+        attention = lambda name: rematerialised(Attention)(self.head_dim, self.dtype, name=name)  # noqa: E731
 
         def res_attend(h, features, name):
             h = res_block(features, name)(h, emb, dropout_keys)
             if h.shape[1] in self.attention_resolutions:
-                h = Attention(self.head_dim, self.dtype, name=f"{name}_attention")(h)
+                h = attention(f"{name}_attention")(h)
             return h
 
         h = nn.Conv(self.width, (3, 3), dtype=self.dtype, name="conv_in")(z)
@@ -78,7 +92,7 @@ class UNet(nn.Module):
                 skips.append(h)
 
         h = res_block(h.shape[-1], "middle_0")(h, emb, dropout_keys)
-        h = Attention(self.head_dim, self.dtype, name="middle_attention")(h)
+        h = attention("middle_attention")(h)
         h = res_block(h.shape[-1], "middle_1")(h, emb, dropout_keys)
 
         for level, mult in reversed(list(enumerate(self.channel_mults))):

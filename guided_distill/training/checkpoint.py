@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from guided_distill.processes import first_only, from_first, texts_of_all
 from guided_distill.training.sharding import to_host
 
 
@@ -78,14 +79,17 @@ class Checkpoints:
         self.notices = []
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         for update in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                return self._read(update, abstract)
-            except Exception as error:  # Orbax and TensorStore raise many kinds for damage.
-                reason = str(error).strip().splitlines()[0][:160]
-                self._discard(update)
-                self.notices.append(
-                    f"checkpoint {self.directory}/{update} is damaged ({reason}): deleted"
-                )
+            state, damage = self._read(update, abstract)
+            damage = next(filter(None, texts_of_all(damage)), "")
+            if not damage and tree_sha256(to_host(state)) != self._record["sha256"]:
+                damage = "its contents do not match their digest"
+            if not damage:
+                self._seconds_before = self._record["seconds"]
+                return state
+            self._discard(update)
+            self.notices.append(
+                f"checkpoint {self.directory}/{update} is damaged ({damage}): deleted"
+            )
         return None
 
     def __enter__(self):
@@ -97,14 +101,16 @@ class Checkpoints:
         self._manager.close()
 
     def _read(self, update, abstract):
+        """(state, what keeps it from being read: "" for nothing); its digest is not checked yet."""
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
         )
-        restored = self._manager.restore(update, args=items)
-        if tree_sha256(to_host(restored.state)) != restored.record["sha256"]:
-            raise ValueError("its contents do not match their digest")
-        self._seconds_before = restored.record["seconds"]
-        return restored.state
+        try:
+            restored = self._manager.restore(update, args=items)
+        except Exception as error:  # Orbax and TensorStore raise many kinds for damage.
+            return None, str(error).strip().splitlines()[0][:160]
+        self._record = restored.record
+        return restored.state, ""
 
     def _discard(self, update):
         try:
@@ -117,11 +123,12 @@ class Checkpoints:
 
 def save_params(directory, params):
     """Writes finished parameters; returns their digest."""
+    params = to_host(params)
     checkpointer = ocp.StandardCheckpointer()
     checkpointer.save(pathlib.Path(directory).absolute(), params, force=True)
     checkpointer.wait_until_finished()
     checkpointer.close()
-    return tree_sha256(to_host(params))
+    return tree_sha256(params)
 
 
 def load_params(directory, sha256):
@@ -144,6 +151,7 @@ def load_params(directory, sha256):
     return params
 
 
+@first_only
 def write_json(path, value):
     """Writes JSON so that a reader sees the old file or the new one, never half of one."""
     path = pathlib.Path(path)
@@ -154,6 +162,10 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """The file's value, None where there is no such file."""
+    """The file's value as the first process reads it, None where there is no such file."""
     path = pathlib.Path(path)
-    return json.loads(path.read_text()) if path.exists() else None
+
+    def read():
+        return json.loads(path.read_text()) if path.exists() else None
+
+    return from_first(read)

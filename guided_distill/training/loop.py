@@ -1,11 +1,14 @@
 """One stage's updates, from its newest checkpoint to its last update."""
 
+import os
 import signal
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from guided_distill.errors import UserError
+from guided_distill.processes import several
 
 
 class Interrupted(Exception):
@@ -23,32 +26,49 @@ class Interrupted(Exception):
 class StopSignals:
     """Within this context SIGINT and SIGTERM wait for `check`; a second SIGINT stops at once.
 
-    Attributes:
-      received: the signal that came, None before.
+    Of several processes one signal is enough. JAX then listens for SIGTERM and lets them agree on
+    the update to stop at, so all of them ask `came` or `check` at the same points.
     """
 
     def __init__(self):
-        self.received = None
+        self._received = None
         self._previous = {}
+        self._times_asked = 0
 
     def __enter__(self):
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        signums = [signal.SIGINT] if several() else [signal.SIGINT, signal.SIGTERM]
+        for signum in signums:
             self._previous[signum] = signal.signal(signum, self._on_signal)
         return self
 
     def __exit__(self, *exc_info):
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
+        if several():  # What comes now ends the process: nothing is left to save.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def came(self):
+        """Whether to stop here."""
+        if not several():
+            return self._received is not None
+        self._times_asked += 1
+        return multihost_utils.reached_preemption_sync_point(self._times_asked)
 
     def check(self):
         """Raises `Interrupted` where a signal came."""
-        if self.received is not None:
-            raise Interrupted(self.received)
+        if self.came():
+            self.stop()
+
+    def stop(self):
+        """Raises `Interrupted`."""
+        raise Interrupted(self._received or signal.SIGTERM)
 
     def _on_signal(self, signum, frame):
-        if self.received == signal.SIGINT == signum:
+        if self._received == signal.SIGINT == signum:
             raise KeyboardInterrupt
-        self.received = signum
+        self._received = signum
+        if several():
+            os.kill(os.getpid(), signal.SIGTERM)  # Tells the others.
 
 
 def train(
@@ -92,10 +112,10 @@ def train(
 
     start = int(state.update)
     for update, batch in enumerate(batches(start, num_updates), start):
-        if signals.received is not None:
+        if signals.came():
             settle(update)
             checkpoints.save(state)
-            signals.check()
+            signals.stop()
         state, metrics = update_fn(state, update, *batch)
         pending.append(metrics)
         done = update + 1

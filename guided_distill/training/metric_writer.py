@@ -9,16 +9,18 @@ import importlib.util
 import sys
 import types
 
+from guided_distill.processes import is_first
+
 
 def make_metric_writer(directory):
-    """A clu `MetricWriter` of event files in `directory`."""
+    """A clu `MetricWriter` of event files in `directory`; silent but in the first process."""
     if not all(importlib.util.find_spec(name) for name in ("tensorflow", "tensorboard")):
         stand_in = types.ModuleType("clu.metric_writers.summary_writer")
         stand_in.SummaryWriter = _make_tensorboardx_writer
         sys.modules.setdefault(stand_in.__name__, stand_in)
-    from clu.metric_writers import SummaryWriter
+    from clu.metric_writers import MultiWriter, SummaryWriter
 
-    return SummaryWriter(str(directory))
+    return MultiWriter([SummaryWriter(str(directory))] if is_first() else [])
 
 
 def _make_tensorboardx_writer(logdir):

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -48,19 +49,29 @@ def state_shardings(tree, mesh):
     return jax.tree.map(leaf_sharding, tree)
 
 
+def put(array, sharding):
+    """A host array, the same in every process, laid on the devices of a sharding."""
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def put_key(key, mesh):
+    """A PRNG key on every device of the mesh."""
+    return jax.random.wrap_key_data(put(jax.random.key_data(key), replicated(mesh)))
+
+
 def place(tree, mesh):
     """A host tree laid on the mesh as `state_shardings` says."""
-    return jax.device_put(tree, state_shardings(tree, mesh))
+    return jax.tree.map(put, tree, state_shardings(tree, mesh))
 
 
 def to_host(tree):
     """A tree of NumPy arrays, gathered from all processes where they share a leaf."""
 
     def fetch(leaf):
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            from jax.experimental import multihost_utils
-
-            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        split = isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
+        if split and not leaf.is_fully_addressable:
+            return multihost_utils.process_allgather(leaf, tiled=True)
         return np.asarray(leaf)
 
     return jax.tree.map(fetch, tree)

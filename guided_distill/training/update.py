@@ -34,12 +34,14 @@ def make_update_teacher(
     logsnr_fn,
     loss_weight,
     augmentations=(),
+    gradient_accumulation=1,
 ):
     """`update_teacher(state, stage_key, learning_rate, images, labels)`: Eq. 1.
 
     The returned function, like those of the other makers, is jitted, donates `state` and
     returns `(state, {"loss", "grad_norm"})`. `images` is `[B, H, W, C]` uint8, `labels` `[B]`;
-    `augmentations` are names of `data.augment`.
+    `augmentations` are names of `data.augment`. `gradient_accumulation` parts of the batch are
+    worked through one after the other, with the numbers of the whole.
     """
 
     def update_teacher(state, stage_key, learning_rate, images, labels):
@@ -49,7 +51,7 @@ def make_update_teacher(
         null_label = network.num_classes
         labels = drop_labels(labels, label_keys, null_label=null_label, rate=label_dropout)
 
-        def losses(params):
+        def losses(params, x, labels, dropout_keys, loss_keys):
             denoise = bind(
                 network, params, labels, prediction=prediction, dropout_keys=dropout_keys
             )
@@ -61,9 +63,11 @@ def make_update_teacher(
                 loss_weight=loss_weight,
             )
 
-        return apply_gradient(state, losses, optimizer, learning_rate, ema_decay)
+        examples = (x, labels, dropout_keys, loss_keys)
+        gradient = mean_gradient(losses, state.params, examples, gradient_accumulation)
+        return apply_gradient(state, *gradient, optimizer, learning_rate, ema_decay)
 
-    return compile_update(update_teacher)
+    return CompiledUpdate(update_teacher)
 
 
 def make_update_step_one(
@@ -76,6 +80,7 @@ def make_update_step_one(
     logsnr_fn,
     loss_weight,
     augmentations=(),
+    gradient_accumulation=1,
 ):
     """`update_step_one(state, teacher_params, w_range, stage_key, learning_rate, images, labels)`:
     Algorithm 1; `w_range` is float32 `[2]`."""
@@ -83,12 +88,12 @@ def make_update_step_one(
     def update_step_one(state, teacher_params, w_range, stage_key, learning_rate, images, labels):
         x = prepare(images, stage_key, state.update, augmentations)
         keys = example_keys(stage_key, state.update, images.shape[0])
-        null_labels = jnp.full_like(labels, teacher_network.num_classes)
-        teacher = bind_guided(
-            teacher_network, teacher_params, labels, null_labels, prediction=prediction
-        )
 
-        def losses(params):
+        def losses(params, x, labels, keys):
+            null_labels = jnp.full_like(labels, teacher_network.num_classes)
+            teacher = bind_guided(
+                teacher_network, teacher_params, labels, null_labels, prediction=prediction
+            )
             return step_one_loss(
                 bind(network, params, labels, prediction=prediction),
                 teacher,
@@ -99,9 +104,10 @@ def make_update_step_one(
                 loss_weight=loss_weight,
             )
 
-        return apply_gradient(state, losses, optimizer, learning_rate, ema_decay)
+        gradient = mean_gradient(losses, state.params, (x, labels, keys), gradient_accumulation)
+        return apply_gradient(state, *gradient, optimizer, learning_rate, ema_decay)
 
-    return compile_update(update_step_one)
+    return CompiledUpdate(update_step_one)
 
 
 def make_update_step_two(
@@ -114,6 +120,7 @@ def make_update_step_two(
     logsnr_fn,
     loss_weight,
     augmentations=(),
+    gradient_accumulation=1,
 ):
     """`update_<algorithm>(state, teacher_params, w_range, num_steps, teacher_bound, stage_key,
     learning_rate, images, labels)`: Algorithms 2 to 5 for a student of `num_steps` steps.
@@ -137,18 +144,19 @@ def make_update_step_two(
     ):
         x = prepare(images, stage_key, state.update, augmentations)
         keys = example_keys(stage_key, state.update, images.shape[0])
-        null_labels = jnp.full_like(labels, network.num_classes)
 
-        def model(params):
+        def model(params, labels):
+            null_labels = jnp.full_like(labels, network.num_classes)
             cond, uncond = (
                 bind(network, params, some, prediction=prediction) for some in (labels, null_labels)
             )
             return (cond, uncond) if in_pairs else cond
 
-        def losses(params):
+        def losses(params, x, labels, keys):
+            teacher = model(teacher_params, labels)
             return round_loss(
-                model(params),
-                jax.tree.map(lambda d: clip_prediction(d, teacher_bound), model(teacher_params)),
+                model(params, labels),
+                jax.tree.map(lambda d: clip_prediction(d, teacher_bound), teacher),
                 x,
                 keys,
                 num_steps=num_steps,
@@ -158,29 +166,63 @@ def make_update_step_two(
                 factor=factor,
             )
 
-        return apply_gradient(state, losses, optimizer, learning_rate, ema_decay=None)
+        gradient = mean_gradient(losses, state.params, (x, labels, keys), gradient_accumulation)
+        return apply_gradient(state, *gradient, optimizer, learning_rate, ema_decay=None)
 
     update_step_two.__name__ = f"update_{algorithm}"
-    return compile_update(update_step_two)
+    return CompiledUpdate(update_step_two)
 
 
-def compile_update(update):
+class CompiledUpdate:
     """Jits an update over the mesh its arguments lie on; its state keeps its layout."""
-    compiled = None
 
-    def call(state, *args):
-        nonlocal compiled
-        if compiled is None:
-            state_layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-            compiled = jax.jit(update, donate_argnums=0, out_shardings=(state_layout, None))
-        return compiled(state, *args)
+    def __init__(self, update):
+        self._update = update
+        self._jitted = None
 
-    return call
+    def __call__(self, state, *args):
+        return self._jit(state)(state, *args)
+
+    def lower(self, state, *args):
+        """The program of arguments of which only shapes and layouts are known, not compiled yet."""
+        return self._jit(state).lower(state, *args)
+
+    def _jit(self, state):
+        if self._jitted is None:
+            layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+            self._jitted = jax.jit(self._update, donate_argnums=0, out_shardings=(layout, None))
+        return self._jitted
 
 
-def apply_gradient(state, losses, optimizer, learning_rate, ema_decay):
-    """One optimizer update on the mean of `losses(params)` `[B]`."""
-    loss, grads = jax.value_and_grad(lambda params: jnp.mean(losses(params)))(state.params)
+def mean_gradient(losses, params, examples, parts):
+    """Mean loss and its gradient, the batch worked through in parts.
+
+    Args:
+      losses: `(params, *examples) -> [B]`.
+      params: of the model being trained.
+      examples: arrays of leading axis B.
+      parts: 1 for the whole batch at once; each part takes its examples from all devices alike.
+
+    Returns:
+      (loss, gradient), those of the whole batch to reduction order.
+    """
+    loss_and_gradient = jax.value_and_grad(lambda params, part: jnp.mean(losses(params, *part)))
+    if parts == 1:
+        return loss_and_gradient(params, examples)
+
+    def split(array):
+        return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
+
+    def add_part(total, part):
+        return jax.tree.map(jnp.add, total, loss_and_gradient(params, part)), None
+
+    nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    total, _ = jax.lax.scan(add_part, nothing, jax.tree.map(split, examples))
+    return jax.tree.map(lambda leaf: leaf / parts, total)
+
+
+def apply_gradient(state, loss, grads, optimizer, learning_rate, ema_decay):
+    """One optimizer update with the gradient of the mean loss."""
     direction, opt_state = optimizer.update(grads, state.opt_state)
     params = descend(state.params, direction, learning_rate)
     ema = state.ema
