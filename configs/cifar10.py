@@ -1,6 +1,6 @@
 """CIFAR-10 as in the paper: U-Net of 61 million parameters, 1024 steps down to 1.
 
-    python -m guided_distill.main --config=configs/cifar10.py --workdir=gs://…/cifar10
+    python -m guided_distill.main --config=configs/cifar10.py --workdir=/shared/cifar10
 
 Variants: `:stochastic`, `:encoder`, `:two_student`, `:single_w`; `:paper` is all of them.
 

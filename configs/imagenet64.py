@@ -1,6 +1,6 @@
 """ImageNet 64x64 as in the paper: U-Net of 297 million parameters, 1024 steps down to 1.
 
-    python -m guided_distill.main --config=configs/imagenet64.py --workdir=gs://…/imagenet64
+    python -m guided_distill.main --config=configs/imagenet64.py --workdir=/shared/imagenet64
 
 Variants: `:stochastic`, `:encoder`, `:two_student`, `:single_w`; `:paper` is all of them.
 

@@ -26,8 +26,9 @@ MODES = (
     "prepare_data",
     "reference_stats",
     "convert_inception",
+    "compile_check",
 )
-MODES_OF_ONE_PROCESS = ("prepare_data", "convert_inception")
+MODES_OF_ONE_PROCESS = ("prepare_data", "convert_inception", "compile_check")
 OF_ONE_PROCESS = ("config", "coordinator", "process_id", "compilation_cache")
 NAMED = 3  # differences between processes that are told
 EXIT_USER_ERROR = 1
@@ -104,6 +105,18 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _DOWNLOAD = flags.DEFINE_boolean(
     "download", False, "prepare_data: let TensorFlow Datasets fetch what is missing."
 )
+_TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    "",
+    "compile_check: TPUs to compile for, such as v5e:2x4 (needs libtpu, no TPU); '' takes the "
+    "devices at hand.",
+)
+_IMAGE_SHAPE = flags.DEFINE_list(
+    "image_shape", [], "compile_check: height,width,channels instead of the data set's own."
+)
+_NUM_CLASSES = flags.DEFINE_integer(
+    "num_classes", None, "compile_check: classes instead of the data set's own.", 1
+)
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed",
     False,
@@ -142,8 +155,7 @@ def main(argv):
             raise UserError(f"unexpected argument {argv[1]}: flags are written --name=value")
         use_compilation_cache(_CACHE.value)
         join_processes()
-        run_mode()
-        code, together = 0, True
+        code, together = run_mode() or 0, True
     except UserError as error:
         together = isinstance(error, processes.SharedError)
         code = EXIT_USER_ERROR if together and not processes.is_first() else fail(error)
@@ -199,15 +211,18 @@ def describe_run():
 
 
 def run_mode():
-    """Calls the job of `--mode` with its flags."""
-    if _MODE.value == "convert_inception":
-        run_convert_inception()
-        return
-    if _MODE.value == "prepare_data":
-        run_prepare_data()
-        return
+    """Calls the job of `--mode` with its flags; returns its exit code, None for 0."""
+    without_workdir = {
+        "convert_inception": run_convert_inception,
+        "prepare_data": run_prepare_data,
+        "compile_check": run_compile_check,
+    }
+    if _MODE.value in without_workdir:
+        return without_workdir[_MODE.value]()
     if not (_WORKDIR.value or "").strip(","):
         raise UserError("--workdir is missing: name the run's folder")
+    if "://" in _WORKDIR.value:
+        raise UserError(f"--workdir={_WORKDIR.value} is no folder: mount the bucket and name that")
     workdirs = [pathlib.Path(_WORKDIR.value).expanduser()]
     if _MODE.value == "report":
         workdirs = [pathlib.Path(path).expanduser() for path in _WORKDIR.value.split(",") if path]
@@ -219,7 +234,7 @@ def run_mode():
         "report": run_report,
         "reference_stats": run_reference_stats,
     }[_MODE.value]
-    run(*workdirs)
+    return run(*workdirs)
 
 
 @contextlib.contextmanager
@@ -294,6 +309,23 @@ def run_prepare_data():
     from guided_distill import jobs
 
     jobs.prepare_data(checked_config(), download=_DOWNLOAD.value)
+
+
+def run_compile_check():
+    jax.config.update("jax_platforms", "cpu" if _TOPOLOGY.value else None)
+    from guided_distill.compile_check import compile_check
+
+    shape = _IMAGE_SHAPE.value and [to_number(n, int, "--image_shape") for n in _IMAGE_SHAPE.value]
+    if shape and len(shape) != 3:
+        raise UserError(f"--image_shape takes height,width,channels, got {_IMAGE_SHAPE.value}")
+    fits = compile_check(
+        checked_config(),
+        topology=_TOPOLOGY.value,
+        image_shape=shape,
+        num_classes=_NUM_CLASSES.value,
+        out=_OUT.value,
+    )
+    return 0 if fits else EXIT_USER_ERROR
 
 
 def run_sample(workdir):

@@ -14,6 +14,7 @@ from guided_distill.stages import lineage
 from guided_distill.training import sharding
 from guided_distill.training.checkpoint import Checkpoints, write_json
 from guided_distill.training.loop import StopSignals, train
+from guided_distill.training.memory import check_fits, device_memory
 from guided_distill.training.metric_writer import make_metric_writer
 from guided_distill.training.optimizer import learning_rate_at
 from guided_distill.training.stage_folder import StageFolder
@@ -55,6 +56,7 @@ class Trainer:
             check_settings(stage, self.folder(stage.name), self.source)
         elsewhere = {} if teacher_folder is None else lineage(teacher_folder)
         write_json(self.workdir / "config.json", settings.to_plain(self.config))
+        self.check_memory(stages, device_memory(self.mesh.devices.flat[0]))
         trained = 0
         with StopSignals() as signals:
             for stage in stages:
@@ -68,6 +70,17 @@ class Trainer:
                 self.updates_before += stage.optimization["num_updates"]
                 signals.check()
         return trained
+
+    def check_memory(self, stages, limit):
+        """Refuses updates that a device cannot hold, before the first of them runs.
+
+        Args:
+          stages: to be trained, or finished.
+          limit: bytes of a device's memory; None checks nothing.
+        """
+        left = [stage for stage in stages if self.folder(stage.name).record is None]
+        for stage in self.updates.kinds(left) if limit is not None else ():
+            check_fits(self.updates.program(stage), limit, stage.title)
 
     def folder(self, stage_name):
         """Where a stage lies in this workdir; None for no stage."""

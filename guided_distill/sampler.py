@@ -4,7 +4,6 @@ import math
 import pathlib
 import re
 
-import jax
 import numpy as np
 
 from guided_distill import settings
@@ -98,10 +97,8 @@ class Sampler:
         )
 
     def _generator(self, n):
-        """The generator of the smallest power of two that holds n samples, over all devices."""
-        devices = jax.device_count()
+        """The generator of the smallest power of two that holds n samples."""
         bucket = 2 ** math.ceil(math.log2(min(n, self._max_batch_size)))
-        bucket = -(-bucket // devices) * devices
         if bucket not in self._generators:
             samplers = Samplers(sharding.make_mesh(), bucket)
             self._generators[bucket] = samplers.of(self.record, self.name)

@@ -319,14 +319,14 @@ def check_devices(config, num_devices):
             f"mesh.data x mesh.fsdp must be the {num_devices} devices, got {data} x {fsdp}; "
             "mesh.data=-1 takes what is left"
         )
-    for section in ("teacher", "step_one", "step_two", "evaluation"):
+    for section in ("teacher", "step_one", "step_two"):
         batch_size = config[section].batch_size
         if batch_size % num_devices:
             raise UserError(
                 f"{section}.batch_size must divide over {num_devices} devices, got {batch_size}"
             )
         parts = config.memory.gradient_accumulation
-        if section != "evaluation" and batch_size // num_devices % parts:
+        if batch_size // num_devices % parts:
             raise UserError(
                 f"{section}.batch_size {batch_size} gives each of {num_devices} devices "
                 f"{batch_size // num_devices} examples, which memory.gradient_accumulation {parts} "

@@ -2,7 +2,6 @@
 
 import pathlib
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -73,8 +72,7 @@ def translate(
     pictures = pictures[:n]
     if not len(pictures):
         raise UserError(f"{dataset.name} has no held-out picture of class {source_label}")
-    batch_size = -(-min(batch_size, len(pictures)) // jax.device_count()) * jax.device_count()
-    samplers = Samplers(sharding.make_mesh(), batch_size)
+    samplers = Samplers(sharding.make_mesh(), min(batch_size, len(pictures)))
     rows, translated = measure_translation(
         list_coders(stages, samplers, num_steps=num_steps, seed=seed),
         pictures,

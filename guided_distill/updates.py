@@ -12,7 +12,10 @@ from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.models.build import build_unet, init_params
 from guided_distill.models.denoiser import init_student
 from guided_distill.training import sharding
+from guided_distill.training.gradient import accumulated_gradient, batch_gradient
+from guided_distill.training.memory import compile_to_fit
 from guided_distill.training.optimizer import make_optimizer
+from guided_distill.training.program import describe_program
 from guided_distill.training.state import init_state
 from guided_distill.training.update import (
     make_update_step_one,
@@ -80,22 +83,36 @@ class Updates:
 
     def lower(self, stage):
         """The stage's update as a program for shapes and layouts alone, on any kind of mesh."""
+        state, teacher_params, key = self.shapes(stage)
+        batch = sharding.batch_sharding(self.mesh)
+        batch_size = stage.optimization["batch_size"]
+        return self.of(stage).lower(
+            state,
+            *fixed_arguments(stage, teacher_params, key),
+            np.float32(0.0),
+            jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.uint8, sharding=batch),
+            jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=batch),
+        )
+
+    def program(self, stage):
+        """What the stage's update takes of a device, a `Program`: compiled, not run."""
+        lowered = self.lower(stage)
+        return describe_program(lowered, compile_to_fit(lowered, stage.name))
+
+    def shapes(self, stage):
+        """(state, teacher params, key) of a stage's updates as shapes with their layouts."""
         key = jax.eval_shape(lambda: self.stage_key(stage))
         teacher_params = None
         if stage.kind != "teacher":
             network = self.teacher_network if stage.kind == "step_one" else self.student_network
             init = functools.partial(init_params, network, image_shape=self.image_shape)
-            teacher_params = self._shapes(jax.eval_shape(init, key))
+            teacher_params = jax.eval_shape(init, key)
         state = jax.eval_shape(functools.partial(self._init, stage), key, teacher_params)
-        batch = sharding.batch_sharding(self.mesh)
-        batch_size = stage.optimization["batch_size"]
-        return self.of(stage).lower(
-            self._shapes(state),
-            *fixed_arguments(stage, teacher_params, self._shapes(key)),
-            np.float32(0.0),
-            jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.uint8, sharding=batch),
-            jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=batch),
-        )
+        return self._shapes(state), self._shapes(teacher_params), self._shapes(key)
+
+    def kinds(self, stages):
+        """One stage of each kind that is compiled on its own, in order."""
+        return list({kind_of(stage): stage for stage in reversed(stages)}.values())[::-1]
 
     def _init(self, stage, key, teacher_params):
         params = teacher_params
@@ -134,7 +151,7 @@ class Updates:
 
     def of(self, stage):
         """The compiled update of a stage's kind, algorithm and factor, made once."""
-        key = (stage.kind, stage.algorithm, stage.factor)
+        key = kind_of(stage)
         if key not in self._updates:
             make = {
                 "teacher": self._make_update_teacher,
@@ -179,8 +196,19 @@ class Updates:
             logsnr_fn=self.logsnr_fn,
             loss_weight=LOSS_WEIGHTS[section.loss],
             augmentations=tuple(self.config.data.augmentations),
-            gradient_accumulation=self.config.memory.gradient_accumulation,
+            take_gradient=self._take_gradient(),
         )
+
+    def _take_gradient(self):
+        parts = self.config.memory.gradient_accumulation
+        if parts == 1:
+            return batch_gradient
+        return functools.partial(accumulated_gradient, parts=parts, mesh=self.mesh)
+
+
+def kind_of(stage):
+    """What tells a stage's compiled update from those of others."""
+    return stage.kind, stage.algorithm, stage.factor
 
 
 def fixed_arguments(stage, teacher_params, key):

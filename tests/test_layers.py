@@ -10,7 +10,7 @@ FLOORS = {
     "errors": -3, "watch": -2, "processes": -1, "progress": 0, "locks": 0, "diffusion": 0, "models": 1, "distill": 1, "data": 2,
     "training": 3, "evaluation": 4,
     **dict.fromkeys(
-        ("rules", "settings", "stages", "stage_checks", "updates", "pipeline", "jobs", "sample", "sampler", "translate", "paper",
+        ("rules", "settings", "stages", "stage_checks", "updates", "compile_check", "pipeline", "jobs", "sample", "sampler", "translate", "paper",
          "main"), 5,
     ),
 }  # fmt: skip

@@ -78,12 +78,13 @@ class Samplers:
 
     Args:
       mesh: device mesh.
-      batch_size: samples per compiled call.
+      batch_size: samples per compiled call, rounded up to what divides over the devices.
       ancestral_mix: of the ancestral sampler's log-variance: 0 = posterior's, 1 = forward step's.
     """
 
     def __init__(self, mesh, batch_size, ancestral_mix=0.3):
-        self.mesh, self.batch_size, self.ancestral_mix = mesh, batch_size, ancestral_mix
+        self.mesh, self.ancestral_mix = mesh, ancestral_mix
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self._runs = {
             "ddim": lambda denoise, z_1, w, keys, **on: sample_ddim(denoise, z_1, w, **on),
             "stochastic": sample_stochastic,

@@ -6,21 +6,24 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
-def make_mesh(data=-1, fsdp=1):
+def make_mesh(data=-1, fsdp=1, devices=None):
     """A device mesh with axes ('data', 'fsdp').
 
     Args:
       data: size of the data axis; -1 takes the devices that fsdp leaves.
       fsdp: size of the axis that parameters and optimizer state are split over.
+      devices: to lay it over; None takes all.
 
     Raises:
       ValueError: where the sizes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
-    data = devices // fsdp if data == -1 else data
-    if data * fsdp != devices:
-        raise ValueError(f"mesh {data} x {fsdp} (data x fsdp) does not cover {devices} devices")
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    data = count // fsdp if data == -1 else data
+    if data * fsdp != count:
+        raise ValueError(f"mesh {data} x {fsdp} (data x fsdp) does not cover {count} devices")
+    types = (AxisType.Auto,) * 2
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=types, devices=devices)
 
 
 def replicated(mesh):

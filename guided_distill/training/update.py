@@ -21,6 +21,7 @@ from guided_distill.distill.algorithms import (
     teacher_loss,
 )
 from guided_distill.models.denoiser import bind, bind_guided, clip_prediction, drop_labels
+from guided_distill.training.gradient import batch_gradient
 from guided_distill.training.optimizer import descend
 
 
@@ -34,14 +35,14 @@ def make_update_teacher(
     logsnr_fn,
     loss_weight,
     augmentations=(),
-    gradient_accumulation=1,
+    take_gradient=batch_gradient,
 ):
     """`update_teacher(state, stage_key, learning_rate, images, labels)`: Eq. 1.
 
     The returned function, like those of the other makers, is jitted, donates `state` and
     returns `(state, {"loss", "grad_norm"})`. `images` is `[B, H, W, C]` uint8, `labels` `[B]`;
-    `augmentations` are names of `data.augment`. `gradient_accumulation` parts of the batch are
-    worked through one after the other, with the numbers of the whole.
+    `augmentations` are names of `data.augment`. `take_gradient` is `batch_gradient` or an
+    `accumulated_gradient`.
     """
 
     def update_teacher(state, stage_key, learning_rate, images, labels):
@@ -64,7 +65,7 @@ def make_update_teacher(
             )
 
         examples = (x, labels, dropout_keys, loss_keys)
-        gradient = mean_gradient(losses, state.params, examples, gradient_accumulation)
+        gradient = take_gradient(losses, state.params, examples)
         return apply_gradient(state, *gradient, optimizer, learning_rate, ema_decay)
 
     return CompiledUpdate(update_teacher)
@@ -80,7 +81,7 @@ def make_update_step_one(
     logsnr_fn,
     loss_weight,
     augmentations=(),
-    gradient_accumulation=1,
+    take_gradient=batch_gradient,
 ):
     """`update_step_one(state, teacher_params, w_range, stage_key, learning_rate, images, labels)`:
     Algorithm 1; `w_range` is float32 `[2]`."""
@@ -104,7 +105,7 @@ def make_update_step_one(
                 loss_weight=loss_weight,
             )
 
-        gradient = mean_gradient(losses, state.params, (x, labels, keys), gradient_accumulation)
+        gradient = take_gradient(losses, state.params, (x, labels, keys))
         return apply_gradient(state, *gradient, optimizer, learning_rate, ema_decay)
 
     return CompiledUpdate(update_step_one)
@@ -120,7 +121,7 @@ def make_update_step_two(
     logsnr_fn,
     loss_weight,
     augmentations=(),
-    gradient_accumulation=1,
+    take_gradient=batch_gradient,
 ):
     """`update_<algorithm>(state, teacher_params, w_range, num_steps, teacher_bound, stage_key,
     learning_rate, images, labels)`: Algorithms 2 to 5 for a student of `num_steps` steps.
@@ -166,7 +167,7 @@ def make_update_step_two(
                 factor=factor,
             )
 
-        gradient = mean_gradient(losses, state.params, (x, labels, keys), gradient_accumulation)
+        gradient = take_gradient(losses, state.params, (x, labels, keys))
         return apply_gradient(state, *gradient, optimizer, learning_rate, ema_decay=None)
 
     update_step_two.__name__ = f"update_{algorithm}"
@@ -192,33 +193,6 @@ class CompiledUpdate:
             layout = jax.tree.map(lambda leaf: leaf.sharding, state)
             self._jitted = jax.jit(self._update, donate_argnums=0, out_shardings=(layout, None))
         return self._jitted
-
-
-def mean_gradient(losses, params, examples, parts):
-    """Mean loss and its gradient, the batch worked through in parts.
-
-    Args:
-      losses: `(params, *examples) -> [B]`.
-      params: of the model being trained.
-      examples: arrays of leading axis B.
-      parts: 1 for the whole batch at once; each part takes its examples from all devices alike.
-
-    Returns:
-      (loss, gradient), those of the whole batch to reduction order.
-    """
-    loss_and_gradient = jax.value_and_grad(lambda params, part: jnp.mean(losses(params, *part)))
-    if parts == 1:
-        return loss_and_gradient(params, examples)
-
-    def split(array):
-        return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
-
-    def add_part(total, part):
-        return jax.tree.map(jnp.add, total, loss_and_gradient(params, part)), None
-
-    nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    total, _ = jax.lax.scan(add_part, nothing, jax.tree.map(split, examples))
-    return jax.tree.map(lambda leaf: leaf / parts, total)
 
 
 def apply_gradient(state, loss, grads, optimizer, learning_rate, ema_decay):
