@@ -13,7 +13,7 @@ from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
 from guided_distill.evaluation.report import align
 from guided_distill.progress import say, tell
-from guided_distill.stages import plan_stages
+from guided_distill.stages import plan_stages, select_stages
 from guided_distill.training.checkpoint import write_json
 from guided_distill.training.memory import GIB, check_fits, device_memory
 from guided_distill.training.sharding import make_mesh
@@ -30,11 +30,14 @@ LIBTPU_ENVIRONMENT = {
 }
 
 
-def compile_check(config, *, topology="", image_shape=None, num_classes=None, out=""):
+def compile_check(
+    config, *, stage_name="", topology="", image_shape=None, num_classes=None, out=""
+):
     """Compiles a config's updates and says what each takes of a device.
 
     Args:
       config: a checked ConfigDict.
+      stage_name: as in `select_stages`; "" checks all kinds.
       topology: of TPUs that need not be there, such as "v5e:2x4"; "" takes the devices at hand.
       image_shape: (H, W, C); None reads the data set.
       num_classes: as `image_shape`.
@@ -55,7 +58,7 @@ def compile_check(config, *, topology="", image_shape=None, num_classes=None, ou
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     updates = Updates(config, mesh, image_shape, num_classes)
     limit = device_memory(devices[0])
-    stages = updates.kinds(plan_stages(config))
+    stages = updates.kinds(select_stages(plan_stages(config), stage_name))
     rows = [check_stage(updates, stage, limit) for stage in stages]
     found = {
         "devices": len(devices),

@@ -320,6 +320,7 @@ def run_compile_check():
         raise UserError(f"--image_shape takes height,width,channels, got {_IMAGE_SHAPE.value}")
     fits = compile_check(
         checked_config(),
+        stage_name=_STAGE.value,
         topology=_TOPOLOGY.value,
         image_shape=shape,
         num_classes=_NUM_CLASSES.value,

@@ -1,12 +1,16 @@
 """Sweeps: what they run, what a failed run does to the others, and what is left at the end."""
 
 import importlib.util
+import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, command
 
 from guided_distill.errors import UserError
 
@@ -144,3 +148,42 @@ def test_a_run_that_is_refused_is_named_with_its_log(tmp_path):
     assert (
         "teacher.loss must be one of" in (tmp_path / "teacher.loss=wrong" / "log.txt").read_text()
     )
+
+
+@pytest.mark.slow
+def test_a_sweep_of_real_runs_survives_a_killed_run_and_a_restart(tmp_path):
+    """Six smoke runs, two at a time; one is killed while it trains, and the sweep started anew."""
+    workdir = tmp_path / "sweep"
+    arguments = [
+        sys.executable, ROOT / "launch" / "sweep.py", f"--workdir={workdir}", "--jobs=2",
+        "--sweep=config.step_one.learning_rate=1e-3,4e-3", "--sweep=config.seed=0,1,2",
+        f"--compilation_cache={tmp_path / 'compiled'}", *command(workdir)[3:4], *command(workdir)[5:],
+    ]  # fmt: skip
+    victim = workdir / "step_one.learning_rate=4e-3,seed=1"
+    others = 5
+
+    def run(kill):
+        process = subprocess.Popen(
+            arguments, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        while kill and process.poll() is None:
+            log = victim / "log.txt"
+            if log.exists() and "update" in log.read_text():
+                number = re.search(r"process (\d+)", (victim / "lock").read_text())[1]
+                os.kill(int(number), signal.SIGKILL)
+                kill = False
+            time.sleep(0.05)
+        output, log = process.communicate()
+        return process.returncode, output, log
+
+    code, output, log = run(kill=True)
+    assert code == 1 and f"failed with exit code -9: {victim.name}" in log
+    assert output.count("learning_rate=") == others and victim.name not in output
+    finished = {path: path.stat().st_mtime_ns for path in workdir.glob("*/teacher/stage.json")}
+    code, output, log = run(kill=False)
+    assert code == 0 and output.count("learning_rate=") == others + 1 and victim.name in output
+    assert (workdir / "sweep.md").read_text().strip() == output.strip()
+    assert (workdir / "sweep.png").stat().st_size > 10_000
+    assert len(finished) >= others
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())

@@ -126,6 +126,3 @@ class StreamSource:
 
     def __getstate__(self):
         return {key: value for key, value in self.__dict__.items() if key != "_reader"}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)

@@ -42,6 +42,7 @@ def open_tfds(settings):
     image_key, label_key = find_features(info)
     image_shape = find_image_shape(info.features[image_key], settings)
     label = info.features[label_key] if label_key else None
+    num_classes = label.num_classes if label else 1
     if info.name in NOTES:
         say(NOTES[info.name])
     name = settings.name
@@ -60,15 +61,13 @@ def open_tfds(settings):
             describe=lambda index: f"{directory}, split {tfds_split}, record {pictures.row(index)}",
             length=info.splits[tfds_split].num_examples if rows is None else len(rows),
             image_shape=image_shape,
-            num_classes=label.num_classes if label else 1,
+            num_classes=num_classes,
             fingerprint=f"{fingerprint(directory)} {tfds_split} {settings.fit} {_digest(rows)}",
         )
         return read_through_cache(items, settings)
 
     has_names = label is not None and label.names[0] != "0"
-    return Dataset(
-        name, image_shape, label.num_classes if label else 1, load, label.names if has_names else ()
-    )
+    return Dataset(name, image_shape, num_classes, load, label.names if has_names else ())
 
 
 def find_rows(settings, splits, directory, label_key, split):

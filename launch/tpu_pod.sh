@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# A run on all workers of a TPU slice:
+#
+#   launch/tpu_pod.sh --name=SLICE --zone=ZONE --type=v5litepod-16 [--project=PROJECT] [--spot] \
+#       [--version=RUNTIME] [--source=.] [--python=python3.11] [--max_restarts=100] [--dry_run] \
+#       -- --config=configs/imagenet64.py --workdir=/shared/imagenet64
+#   launch/tpu_pod.sh --name=SLICE --zone=ZONE --delete
+#
+# Finds the slice or creates it, copies --source to every worker, installs, starts main on all of
+# them and follows the log of worker 0. After a preemption, or where a worker is lost, it starts the
+# same command again, which goes on from the last checkpoint; a mistake of the user's (code 1) ends
+# it. The workdir must be a folder that all workers see. Nothing is deleted but with --delete; only a
+# slice that was preempted is deleted on the way, because it cannot be started again.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/tpu_common.sh"
+
+parse_options "$@"
+run_on_tpu all --distributed "${arguments[@]}"

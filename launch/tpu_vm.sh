@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# A run on a TPU of one machine:
+#
+#   launch/tpu_vm.sh --name=TPU --zone=ZONE --type=v5litepod-8 [--project=PROJECT] [--spot] \
+#       [--version=RUNTIME] [--source=.] [--python=python3.11] [--max_restarts=100] [--dry_run] \
+#       -- --config=configs/cifar10.py --workdir=runs/cifar10
+#   launch/tpu_vm.sh --name=TPU --zone=ZONE --delete
+#
+# As launch/tpu_pod.sh, for one worker.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/tpu_common.sh"
+
+parse_options "$@"
+run_on_tpu 0 "${arguments[@]}"

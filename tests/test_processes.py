@@ -1,0 +1,265 @@
+"""Several processes on loopback: the params of one, and what happens when one of them fails."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+from conftest import ROOT, command
+
+from guided_distill import processes
+from guided_distill.training.checkpoint import load_params, read_json
+from guided_distill.watch import LOST_EXIT
+
+STAGES = ("teacher", "step_one")
+LONGER = ("--config.teacher.num_updates=60", "--config.checkpoint_every=10")
+TOLERANCE = 1e-5  # of the whole tree: the gradient's sum is taken in another order
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts one process of a run, with virtual devices and the module's compiled programs."""
+    base = tmp_path_factory.mktemp("processes")
+    started = []
+
+    def start(workdir, *arguments, devices=2):
+        arguments = [f"--compilation_cache={base / 'compiled'}", *LONGER, *arguments]
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+            "--xla_backend_optimization_level=0",
+        }
+        process = subprocess.Popen(
+            command(workdir, *arguments), env=environment, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def start_two(start):
+    """Starts both processes of a run."""
+
+    def start_two(workdir, *arguments, differing=()):
+        meet = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
+        return [
+            start(workdir, *meet, f"--process_id={k}", *arguments, *(differing if k else ()))
+            for k in range(2)
+        ]
+
+    return start_two
+
+
+def finish(*running):
+    """(exit codes, logs) of processes, once all have ended."""
+    logs = [process.communicate(timeout=300)[1] for process in running]
+    return [process.returncode for process in running], logs
+
+
+def wait_for_checkpoint(workdir, update, process):
+    folder = workdir / "teacher" / "checkpoints"
+    while not any(p.name.isdigit() and int(p.name) >= update for p in folder.glob("*")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+def params_of(workdir, stage):
+    folder = workdir / stage
+    return load_params(folder / "params", read_json(folder / "stage.json")["params_sha256"])
+
+
+def assert_same_params(there, here):
+    for stage in STAGES:
+        a, b = params_of(there, stage), params_of(here, stage)
+        difference = optax.tree.norm(jax.tree.map(np.subtract, a, b))
+        assert difference <= TOLERANCE * optax.tree.norm(b), stage
+
+
+@pytest.fixture(scope="module")
+def train_stages(start_two):
+    """Trains teacher and step one with two processes."""
+
+    def train_stages(workdir):
+        logs = []
+        for stage in STAGES:
+            codes, stage_logs = finish(*start_two(workdir, f"--stage={stage}"))
+            assert codes == [0, 0], stage_logs
+            logs.append(stage_logs)
+        return logs
+
+    return train_stages
+
+
+@pytest.fixture(scope="module")
+def unbroken(train_stages, tmp_path_factory):
+    """A workdir of two processes of two devices each."""
+    workdir = tmp_path_factory.mktemp("unbroken")
+    for log, silent in train_stages(workdir):
+        assert "update 60/60" in log or "update 8/8" in log
+        assert "update" not in silent  # One process speaks.
+    return workdir
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_params_of_one(unbroken, start, tmp_path):
+    """2 processes x 2 devices, 1 x 4 and 1 x 1."""
+    for devices in (4, 1):
+        workdir = tmp_path / str(devices)
+        for stage in STAGES:
+            codes, logs = finish(start(workdir, f"--stage={stage}", devices=devices))
+            assert codes == [0], logs
+        assert_same_params(unbroken, workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others_and_the_restart_is_bit_identical(
+    unbroken, start_two, train_stages, tmp_path, victim
+):
+    running = start_two(tmp_path, "--stage=teacher")
+    wait_for_checkpoint(tmp_path, 10, running[0])
+    running[victim].kill()
+    codes, logs = finish(*running)
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == LOST_EXIT, logs
+    assert f"error: process {victim} of this run is gone" in logs[1 - victim]
+    assert "Traceback" not in logs[1 - victim]
+    train_stages(tmp_path)
+    for stage in STAGES:
+        records = [read_json(folder / stage / "stage.json") for folder in (tmp_path, unbroken)]
+        assert records[0]["params_sha256"] == records[1]["params_sha256"]
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_saves_in_all_and_other_devices_go_on(
+    unbroken, start_two, start, tmp_path
+):
+    running = start_two(tmp_path, "--stage=teacher")
+    wait_for_checkpoint(tmp_path, 10, running[0])
+    running[1].send_signal(signal.SIGTERM)
+    codes, logs = finish(*running)
+    assert codes == [128 + signal.SIGTERM] * 2, logs
+    assert "stopped by SIGTERM: the same command goes on from here" in logs[0]
+    saved = max(int(path.name) for path in (tmp_path / "teacher" / "checkpoints").iterdir())
+    assert 10 <= saved < 60
+    codes, logs = finish(start(tmp_path, "--stage=teacher", "--config.mesh.fsdp=2", devices=4))
+    assert codes == [0] and f"going on from update {saved}" in logs[0], logs
+    codes, logs = finish(start(tmp_path, "--stage=step_one", devices=1))
+    assert codes == [0], logs
+    assert_same_params(unbroken, tmp_path)
+
+
+@pytest.mark.slow
+def test_parameters_split_over_processes_are_saved_and_damage_is_agreed_on(
+    unbroken, start_two, tmp_path
+):
+    """With fsdp over both processes neither holds the whole state."""
+    split = ["--config.mesh.fsdp=4", "--stage=teacher"]
+    running = start_two(tmp_path, *split)
+    wait_for_checkpoint(tmp_path, 20, running[0])
+    running[1].kill()
+    finish(*running)
+    checkpoints = tmp_path / "teacher" / "checkpoints"
+    newest = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    data = max((checkpoints / str(newest)).rglob("d/*"), key=lambda path: path.stat().st_size)
+    data.write_bytes(b"\0" * data.stat().st_size)
+    codes, logs = finish(*start_two(tmp_path, *split))
+    assert codes == [0, 0], logs
+    assert f"checkpoints/{newest} is damaged" in logs[0]
+    codes, logs = finish(*start_two(tmp_path, "--stage=step_one", "--config.mesh.fsdp=4"))
+    assert codes == [0, 0], logs
+    assert_same_params(unbroken, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_launcher_runs_rounds_and_evaluation_and_they_are_those_of_one_process(
+    unbroken, start, tmp_path
+):
+    """`local_multiprocess.sh` goes on from step one; one process measures the same models again."""
+    both, one = tmp_path / "both", tmp_path / "one"
+    shutil.copytree(unbroken, both)
+    launcher = [ROOT / "launch" / "local_multiprocess.sh", "--processes=2"]
+    done = subprocess.run(
+        [*launcher, "--devices_per_process=2", "--", *command(both)[3:], *LONGER],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| full teacher |") == 2  # Two tables, told by one process.
+    shutil.copytree(both, one, ignore=shutil.ignore_patterns("report", "evaluation"))
+    codes, logs = finish(start(one, "--mode=evaluate", devices=1))
+    assert codes == [0], logs
+    rows, rows_of_one = (
+        read_json(workdir / "report" / "results.json")["rows"] for workdir in (both, one)
+    )
+    assert len(rows) == len(rows_of_one) > 10
+    for row, row_of_one in zip(rows, rows_of_one, strict=True):
+        assert (row["model"], row["w"]) == (row_of_one["model"], row_of_one["w"])
+        for metric in ("fid", "rmse_to_teacher"):
+            assert row[metric] == pytest.approx(row_of_one[metric], rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_processes_that_differ_are_refused(start_two, tmp_path):
+    codes, logs = finish(
+        *start_two(tmp_path, differing=["--config.step_one.learning_rate=0.25", "--stage=teacher"])
+    )
+    assert codes == [1, 1]
+    assert "error: process 1 differs from process 0 in" in logs[0]
+    assert "step_one.learning_rate" in logs[0] and "--stage: '' there, 'teacher' here" in logs[0]
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_the_digest_of_the_code_sees_a_changed_file(tmp_path, monkeypatch):
+    (tmp_path / "a.py").write_text("x = 1\n")
+    monkeypatch.setattr(processes, "__file__", str(tmp_path / "processes.py"))
+    before = processes.code_digest()
+    assert processes.code_digest() == before
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert processes.code_digest() != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1"], "did not meet at"),
+        (["--coordinator=nowhere", "--num_processes=2", "--process_id=1"], "must be host:port"),
+        (["--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=2"], "process_id=2"),
+        (["--num_processes=2", "--process_id=1"], "--coordinator"),
+        (["--distributed"], "name --coordinator, --num_processes and --process_id"),
+        (["--coordinator=127.0.0.1:9", "--mode=prepare_data"], "is the work of one process"),
+    ],
+    ids=str,
+)
+def test_processes_that_cannot_meet_say_so_in_bounded_time(start, tmp_path, arguments, message):
+    codes, logs = finish(start(tmp_path, "--join_timeout=3", *arguments))
+    assert codes == [1]
+    errors = [line for line in logs[0].splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0]
+    assert "Traceback" not in logs[0]
+
+
+def test_a_port_that_is_taken_is_named(start, tmp_path):
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        meet = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--process_id=0"]
+        codes, logs = finish(start(tmp_path, *meet))
+    assert codes == [1] and f"port {port} cannot be opened here" in logs[0]
