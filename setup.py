@@ -18,7 +18,14 @@ setup(
     package_data={"guided_distill.evaluation": ["paper_results.csv"]},
     install_requires=(here / "requirements.txt").read_text().split(),
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.6"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff==0.17.6",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
+            "ipywidgets>=8",
+        ],
         "parity": ["torch==2.13.0", "torch-fidelity==0.4.0"],
         "tf": ["tensorflow-cpu>=2.21", "tensorboard>=2.21"],
         "tpu": ["jax[tpu]"],

@@ -57,7 +57,7 @@ RESULTS_FORMAT = 2  # of results.json; another one is measured anew
 PREVIEW_SAMPLES = 10  # per guidance weight
 
 
-def train(config, workdir, *, stage_name="", teacher=""):
+def train(config, workdir, *, stage_name="", teacher="", on_pictures=None):
     """Trains what is not finished, then evaluates; says so where nothing is left to do.
 
     Args:
@@ -66,6 +66,7 @@ def train(config, workdir, *, stage_name="", teacher=""):
       stage_name: one stage alone, without evaluation; '' means all.
       teacher: folder of a finished stage, in any workdir, that the first stage trained learns
         from; the stages up to its kind are left out.
+      on_pictures: called with (title, path) of the samples drawn after a stage; None does nothing.
 
     Returns:
       Whether anything was trained or evaluated.
@@ -83,7 +84,7 @@ def train(config, workdir, *, stage_name="", teacher=""):
         config,
         workdir,
         dataset,
-        on_stage_end=lambda *args: preview(config, workdir, samplers, *args),
+        on_stage_end=lambda *args: preview(config, workdir, samplers, on_pictures, *args),
     )
     trained = trainer.run(stages, teacher_folder)
     if stage_name:
@@ -338,7 +339,7 @@ def make_samplers(config):
     return Samplers(mesh, config.evaluation.batch_size, config.evaluation.ancestral_mix)
 
 
-def preview(config, workdir, samplers, stage, folder, update, writer):
+def preview(config, workdir, samplers, on_pictures, stage, folder, update, writer):
     """Draws a strip per guidance weight after a stage: `samples/<stage>.png`, TensorBoard."""
     if stage.algorithm == "encoder":
         return
@@ -356,10 +357,12 @@ def preview(config, workdir, samplers, stage, folder, update, writer):
         seed=config.evaluation.seed,
     )
     images = to_uint8(x)
-    name = stage.name.replace("/", "_")
-    save_grid(workdir / "samples" / f"{name}.png", images, PREVIEW_SAMPLES)
+    path = workdir / "samples" / f"{stage.name.replace('/', '_')}.png"
+    save_grid(path, images, PREVIEW_SAMPLES)
     writer.write_images(update, {f"{stage.name}/samples": grid(images, PREVIEW_SAMPLES)[None]})
     writer.flush()
+    if on_pictures is not None:
+        on_pictures(stage.title, path)
 
 
 def load_config(workdir):

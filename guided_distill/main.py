@@ -1,6 +1,5 @@
 """The command line: `python -m guided_distill.main --config=… --workdir=… [--mode=…]`."""
 
-import contextlib
 import os
 import pathlib
 import re
@@ -13,7 +12,6 @@ from ml_collections import config_flags
 
 from guided_distill import processes
 from guided_distill.errors import UserError, nearest
-from guided_distill.locks import hold_lock
 from guided_distill.progress import say, tell
 from guided_distill.training.loop import Interrupted
 
@@ -237,39 +235,17 @@ def run_mode():
     return run(*workdirs)
 
 
-@contextlib.contextmanager
-def own_workdir(workdir):
-    """Refuses a workdir that another run is writing; a run that died holds nothing."""
-
-    def refuse(holder):
-        raise UserError(f"{workdir} is in use by {holder}: wait for it, or take another --workdir")
-
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "lock").touch()
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
-    with contextlib.ExitStack() as held:
-        processes.first_only(held.enter_context)(hold_lock(workdir / "lock", on_taken=refuse))
-        yield
-
-
 # The jobs are imported once the flags are known to be right: this takes seconds.
 
 
 def run_train(workdir):
-    from guided_distill import jobs
-    from guided_distill.paper import report
+    from guided_distill import runs
 
-    config = checked_config()
-    with own_workdir(workdir):
-        trained = jobs.train(config, workdir, stage_name=_STAGE.value, teacher=_TEACHER.value)
-        if trained and config.evaluation.paper_report and not _STAGE.value:
-            report([workdir])
+    runs.train(checked_config(), workdir, stage=_STAGE.value, teacher=_TEACHER.value)
 
 
 def run_evaluate(workdir):
-    from guided_distill import jobs
+    from guided_distill import jobs, runs
 
     config = checked_config(workdir)
     if _IMAGES.value:
@@ -277,7 +253,7 @@ def run_evaluate(workdir):
             config, workdir, _IMAGES.value, skip_broken=_SKIP_BROKEN.value, out=_OUT.value
         )
         return
-    with own_workdir(workdir):
+    with runs.own_workdir(workdir):
         if not jobs.evaluate(config, workdir):
             tell(f"evaluated before: {workdir / 'report' / 'index.html'}")
 
@@ -368,16 +344,14 @@ def run_translate(workdir):
 
 def checked_config(workdir=None):
     """The config of `--config`, else the one that `workdir` was trained with."""
-    from guided_distill import jobs, settings
+    from guided_distill import jobs, runs
 
     config = _CONFIG.value
     if config is None and workdir is not None:
         config = jobs.load_config(workdir)
     if config is None:
         raise UserError("--config is missing: name a config file, such as configs/digits.py")
-    settings.check_config(config)
-    if config.data.path:  # The workdir remembers it, wherever a later command is run from.
-        config.data.path = os.path.abspath(os.path.expanduser(config.data.path))
+    runs.check_config(config)
     return config
 
 

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 
 import jax
 import numpy as np
@@ -157,6 +158,26 @@ def check_same(mine, describe):
     for index, text in enumerate(texts_of_all("" if mine == first else describe(first, mine))):
         if text:
             raise SharedError(f"process {index} differs from process 0 in {text}")
+
+
+def check_shared(folder):
+    """Refuses a folder that is not one and the same for all processes, as on a disk of each host.
+
+    Raises:
+      SharedError: naming the first process that sees another one.
+    """
+    if not several():
+        return
+    mark = folder / from_first(lambda: f"shared-{uuid.uuid4().hex}")
+    first_only(mark.touch)()
+    answers = texts_of_all("" if mark.exists() else f"{folder} on {socket.gethostname()}")
+    first_only(mark.unlink)()
+    for index, other in enumerate(answers):
+        if other:
+            raise SharedError(
+                f"process {index} does not see what process 0 writes: its {other} is another "
+                "folder; take one that all see, such as a network file system"
+            )
 
 
 def code_digest():

@@ -29,6 +29,7 @@ from guided_distill.models.build import init_params  # noqa: E402
 from guided_distill.models.unet import UNet  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
+SMALL = ROOT / "tests" / "small.py"
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -92,22 +93,9 @@ def random_params(network, image_shape=(8, 8, 1), seed=0, scale=0.3):
 
 
 def command(workdir, *arguments):
-    """A small run of the smoke config on the command line."""
-    overrides = [
-        "--config.teacher.num_updates=12",
-        "--config.step_one.num_updates=8",
-        "--config.log_every=2",
-        "--config.checkpoint_every=4",
-        "--config.evaluation.num_samples=40",
-        "--config.evaluation.batch_size=40",
-        "--config.evaluation.classifier_updates=20",
-        *(f"--config.step_two.rounds[{k}].num_updates=6" for k in range(5)),
-    ]
-    config = ROOT / "configs" / "digits.py"
-    return [
-        sys.executable, "-m", "guided_distill.main",
-        f"--config={config}:smoke", f"--workdir={workdir}", *overrides, *arguments,
-    ]  # fmt: skip
+    """A run of `small.py` on the command line."""
+    main = [sys.executable, "-m", "guided_distill.main"]
+    return [*main, f"--config={SMALL}", f"--workdir={workdir}", *arguments]
 
 
 def params_hashes(workdir, stages):

@@ -1,6 +1,7 @@
 """What the devices hold and what moves between them: laws of meshes, parts and compiled programs."""
 
 import functools
+import importlib.util
 import json
 import os
 import runpy
@@ -156,34 +157,50 @@ def test_state_per_device_is_the_share_of_the_fsdp_axis():
         assert size <= 1.12 / fsdp * held[name, 1]  # At fsdp = 8: 0.14 of the replicated state.
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 8, 64])
-def test_every_update_moves_the_gradients_bytes_once(tmp_path, devices):
-    """From the compiled programs of the digits run."""
-    out = tmp_path / "check.json"
-    arguments = [
-        f"--config={ROOT / 'configs' / 'digits.py'}:smoke",
-        "--mode=compile_check",
-        f"--out={out}",
-        *(f"--config.{section}.batch_size=64" for section in ("teacher", "step_one", "step_two")),
-    ]
+def check_digits(out, *arguments, devices=1):
+    """What `--mode=compile_check` finds of the digits run, on virtual devices or a topology."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    config = ROOT / "configs" / "digits.py"
+    main = [sys.executable, "-m", "guided_distill.main", "--mode=compile_check"]
     subprocess.run(
-        [sys.executable, "-m", "guided_distill.main", *arguments],
+        [*main, f"--config={config}", f"--out={out}", *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
         check=True,
         capture_output=True,
     )
-    found = json.loads(out.read_text())
-    assert found["devices"] == devices and len(found["updates"]) == 3
+    return json.loads(out.read_text())
+
+
+def assert_gradients_move_once(found):
+    """One reduction of the gradient's bytes in every update, and no copy of the state."""
+    assert len(found["updates"]) == 3
     for row in found["updates"]:
         copies = 3 if row["update"].startswith("step_two") else 4  # params, average, two moments
         gradient = row["state_bytes"] / copies
-        expected = [] if devices == 1 else ["all-reduce"]
-        assert list(row["collectives"]) == expected
+        assert list(row["collectives"]) == ([] if found["devices"] == 1 else ["all-reduce"])
         for operations, size in row["collectives"].values():
             assert operations == 1 and size <= 1.01 * gradient
         assert row["donated"] == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8, 64])
+def test_every_update_moves_the_gradients_bytes_once(tmp_path, devices):
+    """From the compiled programs of the digits run."""
+    found = check_digits(tmp_path / "check.json", devices=devices)
+    assert found["devices"] == devices
+    assert_gradients_move_once(found)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+def test_the_digits_updates_compile_for_a_tpu_slice(tmp_path):
+    """By the TPU's own compiler, for eight chips that are not here."""
+    found = check_digits(tmp_path / "check.json", "--topology=v5e:2x4")
+    assert (found["devices"], found["kind"]) == (8, "TPU v5 lite")
+    assert_gradients_move_once(found)
+    for row in found["updates"]:
+        assert row["error"] is None and row["peak_bytes"] < found["memory_bytes"]
 
 
 def test_collectives_are_counted_from_the_programs_text():

@@ -11,7 +11,7 @@ FLOORS = {
     "training": 3, "evaluation": 4,
     **dict.fromkeys(
         ("rules", "settings", "stages", "stage_checks", "updates", "compile_check", "pipeline", "jobs", "sample", "sampler", "translate", "paper",
-         "main"), 5,
+         "runs", "main"), 5,
     ),
 }  # fmt: skip
 

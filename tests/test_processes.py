@@ -12,14 +12,14 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT, command, params_hashes
 
 from guided_distill import processes
 from guided_distill.training.checkpoint import load_params, read_json
 from guided_distill.watch import LOST_EXIT
 
 STAGES = ("teacher", "step_one")
-LONGER = ("--config.teacher.num_updates=60", "--config.checkpoint_every=10")
+LONGER = ("--config.teacher.num_updates=60", "--config.checkpoint_every=10")  # To be stopped in.
 TOLERANCE = 1e-5  # of the whole tree: the gradient's sum is taken in another order
 
 
@@ -35,7 +35,7 @@ def start(tmp_path_factory):
     base = tmp_path_factory.mktemp("processes")
     started = []
 
-    def start(workdir, *arguments, devices=2):
+    def start(workdir, *arguments, devices=2, cwd=None):
         arguments = [f"--compilation_cache={base / 'compiled'}", *LONGER, *arguments]
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
@@ -43,7 +43,7 @@ def start(tmp_path_factory):
             "--xla_backend_optimization_level=0",
         }
         process = subprocess.Popen(
-            command(workdir, *arguments), env=environment, text=True,
+            command(workdir, *arguments), env=environment, cwd=cwd, text=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         started.append(process)
@@ -86,35 +86,22 @@ def params_of(workdir, stage):
     return load_params(folder / "params", read_json(folder / "stage.json")["params_sha256"])
 
 
-def assert_same_params(there, here):
-    for stage in STAGES:
+def assert_same_params(there, here, stages=STAGES):
+    for stage in stages:
         a, b = params_of(there, stage), params_of(here, stage)
         difference = optax.tree.norm(jax.tree.map(np.subtract, a, b))
         assert difference <= TOLERANCE * optax.tree.norm(b), stage
 
 
 @pytest.fixture(scope="module")
-def train_stages(start_two):
-    """Trains teacher and step one with two processes."""
-
-    def train_stages(workdir):
-        logs = []
-        for stage in STAGES:
-            codes, stage_logs = finish(*start_two(workdir, f"--stage={stage}"))
-            assert codes == [0, 0], stage_logs
-            logs.append(stage_logs)
-        return logs
-
-    return train_stages
-
-
-@pytest.fixture(scope="module")
-def unbroken(train_stages, tmp_path_factory):
+def unbroken(start_two, tmp_path_factory):
     """A workdir of two processes of two devices each."""
     workdir = tmp_path_factory.mktemp("unbroken")
-    for log, silent in train_stages(workdir):
-        assert "update 60/60" in log or "update 8/8" in log
-        assert "update" not in silent  # One process speaks.
+    for stage, last in zip(STAGES, ("update 60/60", "update 8/8"), strict=True):
+        codes, logs = finish(*start_two(workdir, f"--stage={stage}"))
+        assert codes == [0, 0], logs
+        assert last in logs[0]
+        assert "update" not in logs[1]  # One process speaks.
     return workdir
 
 
@@ -132,7 +119,7 @@ def test_two_processes_end_with_the_params_of_one(unbroken, start, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others_and_the_restart_is_bit_identical(
-    unbroken, start_two, train_stages, tmp_path, victim
+    unbroken, start_two, tmp_path, victim
 ):
     running = start_two(tmp_path, "--stage=teacher")
     wait_for_checkpoint(tmp_path, 10, running[0])
@@ -141,10 +128,9 @@ def test_a_killed_process_ends_the_others_and_the_restart_is_bit_identical(
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == LOST_EXIT, logs
     assert f"error: process {victim} of this run is gone" in logs[1 - victim]
     assert "Traceback" not in logs[1 - victim]
-    train_stages(tmp_path)
-    for stage in STAGES:
-        records = [read_json(folder / stage / "stage.json") for folder in (tmp_path, unbroken)]
-        assert records[0]["params_sha256"] == records[1]["params_sha256"]
+    codes, logs = finish(*start_two(tmp_path, "--stage=teacher"))
+    assert codes == [0, 0] and "going on from update" in logs[0], logs
+    assert params_hashes(tmp_path, STAGES[:1]) == params_hashes(unbroken, STAGES[:1])
 
 
 @pytest.mark.slow
@@ -161,9 +147,7 @@ def test_sigterm_to_one_process_saves_in_all_and_other_devices_go_on(
     assert 10 <= saved < 60
     codes, logs = finish(start(tmp_path, "--stage=teacher", "--config.mesh.fsdp=2", devices=4))
     assert codes == [0] and f"going on from update {saved}" in logs[0], logs
-    codes, logs = finish(start(tmp_path, "--stage=step_one", devices=1))
-    assert codes == [0], logs
-    assert_same_params(unbroken, tmp_path)
+    assert_same_params(unbroken, tmp_path, STAGES[:1])
 
 
 @pytest.mark.slow
@@ -226,6 +210,19 @@ def test_processes_that_differ_are_refused(start_two, tmp_path):
     assert "error: process 1 differs from process 0 in" in logs[0]
     assert "step_one.learning_rate" in logs[0] and "--stage: '' there, 'teacher' here" in logs[0]
     assert not (tmp_path / "teacher").exists()
+
+
+@pytest.mark.slow
+def test_a_workdir_of_each_process_own_is_refused(start, tmp_path):
+    meet = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--stage=teacher"]
+    running = []
+    for k in range(2):
+        (tmp_path / str(k)).mkdir()
+        running.append(start("run", *meet, f"--process_id={k}", cwd=tmp_path / str(k)))
+    codes, logs = finish(*running)
+    assert codes == [1, 1]
+    assert "error: process 1 does not see what process 0 writes: its run on" in logs[0]
+    assert not list(tmp_path.glob("*/run/shared-*"))
 
 
 def test_the_digest_of_the_code_sees_a_changed_file(tmp_path, monkeypatch):

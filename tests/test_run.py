@@ -314,7 +314,7 @@ def test_empty_workdirs_are_refused(tmp_path):
             ["--config.step_two.rounds[9].num_steps=4"],
             r"a round that step_two.rounds does not have",
         ),
-        (["--config.step_two.rounds[0].num_steps=7"], r"must divide the teacher's 32 .*, got 7"),
+        (["--config.step_two.rounds[0].num_steps=7"], r"must divide the teacher's 8 .*, got 7"),
         (["--config.seed=one"], r"--config.seed=one"),
         (["--mode=trian"], r"--mode=trian"),
         (["--work_dir=x"], r"unknown flag --work_dir \(did you mean workdir\?\)"),

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT, SMALL
 
 from guided_distill.errors import UserError
 
@@ -152,12 +152,12 @@ def test_a_run_that_is_refused_is_named_with_its_log(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_of_real_runs_survives_a_killed_run_and_a_restart(tmp_path):
-    """Six smoke runs, two at a time; one is killed while it trains, and the sweep started anew."""
+    """Six small runs, two at a time; one is killed while it trains, and the sweep started anew."""
     workdir = tmp_path / "sweep"
     arguments = [
         sys.executable, ROOT / "launch" / "sweep.py", f"--workdir={workdir}", "--jobs=2",
         "--sweep=config.step_one.learning_rate=1e-3,4e-3", "--sweep=config.seed=0,1,2",
-        f"--compilation_cache={tmp_path / 'compiled'}", *command(workdir)[3:4], *command(workdir)[5:],
+        f"--config={SMALL}", f"--compilation_cache={tmp_path / 'compiled'}",
     ]  # fmt: skip
     victim = workdir / "step_one.learning_rate=4e-3,seed=1"
     others = 5

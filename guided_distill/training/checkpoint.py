@@ -16,7 +16,6 @@ import flax
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from guided_distill.processes import first_only, from_first, texts_of_all
@@ -78,13 +77,13 @@ class Checkpoints:
         """
         self.notices = []
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        for update in sorted(self._manager.all_steps(), reverse=True):
-            state, damage = self._read(update, abstract)
+        for update in from_first(lambda: sorted(self._manager.all_steps(), reverse=True)):
+            state, record, damage = self._read(update, abstract)
             damage = next(filter(None, texts_of_all(damage)), "")
-            if not damage and tree_sha256(to_host(state)) != self._record["sha256"]:
+            if not damage and tree_sha256(to_host(state)) != record["sha256"]:
                 damage = "its contents do not match their digest"
             if not damage:
-                self._seconds_before = self._record["seconds"]
+                self._seconds_before = record["seconds"]
                 return state
             self._discard(update)
             self.notices.append(
@@ -101,23 +100,29 @@ class Checkpoints:
         self._manager.close()
 
     def _read(self, update, abstract):
-        """(state, what keeps it from being read: "" for nothing); its digest is not checked yet."""
+        """(state, record, what keeps them from being read, "" for nothing), in this process alone.
+
+        Damage may show in one process only, and the others must not wait for it within Orbax.
+        """
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
+        options = ocp.CheckpointManagerOptions(
+            read_only=True, create=False, multiprocessing_options=alone
+        )
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
         )
         try:
-            restored = self._manager.restore(update, args=items)
+            with ocp.CheckpointManager(self.directory.absolute(), options=options) as reader:
+                restored = reader.restore(update, args=items)
         except Exception as error:  # Orbax and TensorStore raise many kinds for damage.
-            return None, str(error).strip().splitlines()[0][:160]
-        self._record = restored.record
-        return restored.state, ""
+            return None, None, str(error).strip().splitlines()[0][:160]
+        return restored.state, restored.record, ""
 
     def _discard(self, update):
-        try:
-            self._manager.delete(update)
-        except Exception as error:  # A folder too broken for Orbax to delete.
-            logging.debug("Orbax could not delete %s: %s", update, error)
-        shutil.rmtree(self.directory / str(update), ignore_errors=True)
+        """Not by Orbax, which cannot delete a folder that is too broken."""
+        first_only(shutil.rmtree)(self.directory / str(update), ignore_errors=True)
         self._manager.reload()
 
 

@@ -1,0 +1,56 @@
+"""The notebook, from its first cell to its last, in a kernel of its own."""
+
+import nbformat
+import pytest
+from conftest import ROOT, SMALL
+from nbclient import NotebookClient
+
+NOTEBOOK = ROOT / "launch" / "colab.ipynb"
+SAMPLED = 5  # teacher, step one, three students; encoders have no samples
+
+
+def pictures_of(cell):
+    """How many pictures a cell shows, widgets' included."""
+    return sum("image/png" in output.get("data", ()) for output in cell.outputs)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """`{cell's id: cell}` after a run of the whole notebook on a small config."""
+    base = tmp_path_factory.mktemp("notebook")
+    run, tpu = str(base / "run"), str(base / "tpu")
+    settings = {
+        "parameters": dict(CONFIG=f"{SMALL}:encoder", WORKDIR=run),
+        "tpu-parameters": dict(
+            TPU_RUN=True, TPU_CONFIG=str(SMALL), TPU_WORKDIR=tpu, SHARE=0.5, NUM_SAMPLES=10
+        ),
+    }
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        for name, value in settings.pop(cell.id, {}).items():
+            assert f"\n{name} = " in cell.source
+            cell.source += f"\n{name} = {value!r}"
+    assert not settings
+    NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": NOTEBOOK.parent}}
+    ).execute()
+    return {cell.id: cell for cell in notebook.cells}, base
+
+
+@pytest.mark.slow
+def test_the_notebook_trains_compares_samples_and_translates(executed):
+    cells, base = executed
+    assert "cpu" in cells["devices"].outputs[0]["text"]
+    assert pictures_of(cells["train"]) == SAMPLED
+    assert pictures_of(cells["compare"]) == pictures_of(cells["translate"]) == 1
+    (dial,) = (o for o in cells["dial"].outputs if o.output_type == "display_data")
+    assert "application/vnd.jupyter.widget-view+json" in dial["data"]
+    assert pictures_of(cells["tpu"]) == SAMPLED + 1
+    for workdir in ("run", "tpu"):
+        assert (base / workdir / "report" / "index.html").exists()
+
+
+def test_the_notebook_holds_no_outputs_of_a_run():
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        assert not cell.get("outputs") and cell.get("execution_count") is None
