@@ -140,7 +140,7 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 )
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
-    os.path.join("~", ".cache", "guided_distill"),
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "guided_distill")),
     "Folder of compiled programs, which later runs reuse; '' keeps none.",
 )
 
@@ -372,8 +372,8 @@ def to_number(text, kind, flag):
 
 def use_compilation_cache(folder):
     """Keeps compiled programs on disk, so that a restart does not compile again."""
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder) or None)
     if folder:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

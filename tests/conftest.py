@@ -1,12 +1,15 @@
 """Eight virtual devices, strict ranks, and pieces that many tests share."""
 
+import atexit
 import contextlib
 import json
 import logging
 import os
 import pathlib
 import re
+import shutil
 import sys
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -18,6 +21,12 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_llvm_disable_expensive_passes=true",
     ]
 )
+CACHE = "JAX_COMPILATION_CACHE_DIR"  # Shared by all processes of the tests.
+if CACHE not in os.environ:
+    os.environ[CACHE] = tempfile.mkdtemp(prefix="compiled")
+    atexit.register(shutil.rmtree, os.environ[CACHE], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

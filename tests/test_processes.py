@@ -19,7 +19,7 @@ from guided_distill.training.checkpoint import load_params, read_json
 from guided_distill.watch import LOST_EXIT
 
 STAGES = ("teacher", "step_one")
-LONGER = ("--config.teacher.num_updates=60", "--config.checkpoint_every=10")  # To be stopped in.
+LONGER = ("--config.teacher.num_updates=40", "--config.checkpoint_every=8")  # To be stopped in.
 TOLERANCE = 1e-5  # of the whole tree: the gradient's sum is taken in another order
 
 
@@ -30,20 +30,18 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Starts one process of a run, with virtual devices and the module's compiled programs."""
-    base = tmp_path_factory.mktemp("processes")
+def start():
+    """Starts one process of a run, with virtual devices."""
     started = []
 
     def start(workdir, *arguments, devices=2, cwd=None):
-        arguments = [f"--compilation_cache={base / 'compiled'}", *LONGER, *arguments]
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
             "--xla_backend_optimization_level=0",
         }
         process = subprocess.Popen(
-            command(workdir, *arguments), env=environment, cwd=cwd, text=True,
+            command(workdir, *LONGER, *arguments), env=environment, cwd=cwd, text=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         started.append(process)
@@ -97,7 +95,7 @@ def assert_same_params(there, here, stages=STAGES):
 def unbroken(start_two, tmp_path_factory):
     """A workdir of two processes of two devices each."""
     workdir = tmp_path_factory.mktemp("unbroken")
-    for stage, last in zip(STAGES, ("update 60/60", "update 8/8"), strict=True):
+    for stage, last in zip(STAGES, ("update 40/40", "update 8/8"), strict=True):
         codes, logs = finish(*start_two(workdir, f"--stage={stage}"))
         assert codes == [0, 0], logs
         assert last in logs[0]
@@ -122,7 +120,7 @@ def test_a_killed_process_ends_the_others_and_the_restart_is_bit_identical(
     unbroken, start_two, tmp_path, victim
 ):
     running = start_two(tmp_path, "--stage=teacher")
-    wait_for_checkpoint(tmp_path, 10, running[0])
+    wait_for_checkpoint(tmp_path, 8, running[0])
     running[victim].kill()
     codes, logs = finish(*running)
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == LOST_EXIT, logs
@@ -138,13 +136,13 @@ def test_sigterm_to_one_process_saves_in_all_and_other_devices_go_on(
     unbroken, start_two, start, tmp_path
 ):
     running = start_two(tmp_path, "--stage=teacher")
-    wait_for_checkpoint(tmp_path, 10, running[0])
+    wait_for_checkpoint(tmp_path, 8, running[0])
     running[1].send_signal(signal.SIGTERM)
     codes, logs = finish(*running)
     assert codes == [128 + signal.SIGTERM] * 2, logs
     assert "stopped by SIGTERM: the same command goes on from here" in logs[0]
     saved = max(int(path.name) for path in (tmp_path / "teacher" / "checkpoints").iterdir())
-    assert 10 <= saved < 60
+    assert 8 <= saved < 40
     codes, logs = finish(start(tmp_path, "--stage=teacher", "--config.mesh.fsdp=2", devices=4))
     assert codes == [0] and f"going on from update {saved}" in logs[0], logs
     assert_same_params(unbroken, tmp_path, STAGES[:1])
@@ -157,7 +155,7 @@ def test_parameters_split_over_processes_are_saved_and_damage_is_agreed_on(
     """With fsdp over both processes neither holds the whole state."""
     split = ["--config.mesh.fsdp=4", "--stage=teacher"]
     running = start_two(tmp_path, *split)
-    wait_for_checkpoint(tmp_path, 20, running[0])
+    wait_for_checkpoint(tmp_path, 16, running[0])
     running[1].kill()
     finish(*running)
     checkpoints = tmp_path / "teacher" / "checkpoints"

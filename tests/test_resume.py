@@ -8,18 +8,19 @@ import pytest
 from conftest import ROOT, command, params_hashes
 
 STAGES = ["teacher", "step_one", *(f"step_two/deterministic/{n:04d}" for n in (4, 2, 1))]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
-def environment(tmp_path_factory):
-    """Shares compiled programs between the processes of this module."""
-    cache = tmp_path_factory.getbasetemp() / "compiled"
-    return os.environ | {"PYTHONPATH": str(ROOT)}, f"--compilation_cache={cache}"
+def run(workdir):
+    return subprocess.run(
+        command(workdir), env=ENVIRONMENT, cwd=workdir.parent, capture_output=True, text=True
+    )
 
 
-def run_until(line, workdir, arguments, env, signum):
+def run_until(line, workdir, signum):
     """Starts a run, sends `signum` once a line of its log holds `line`; exit code and log."""
     process = subprocess.Popen(
-        command(workdir, *arguments), env=env, cwd=workdir.parent, text=True,
+        command(workdir), env=ENVIRONMENT, cwd=workdir.parent, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     log = []
@@ -33,27 +34,25 @@ def run_until(line, workdir, arguments, env, signum):
 
 
 @pytest.mark.slow
-def test_a_run_stopped_in_every_way_ends_with_the_params_of_an_unbroken_one(tmp_path_factory):
+def test_a_run_stopped_in_every_way_ends_with_the_params_of_an_unbroken_one(tmp_path):
     """kill -9 in step one, SIGTERM and Ctrl-C in step two; then the same command to the end."""
-    env, cache = environment(tmp_path_factory)
-    base = tmp_path_factory.mktemp("runs")
-    unbroken, broken = base / "unbroken", base / "broken"
-    whole = subprocess.run(command(unbroken, cache), env=env, cwd=base, capture_output=True)
-    assert whole.returncode == 0, whole.stderr.decode()
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    whole = run(unbroken)
+    assert whole.returncode == 0, whole.stderr
 
-    code, _ = run_until("step one: update", broken, [cache], env, signal.SIGKILL)
+    code, _ = run_until("step one: update", broken, signal.SIGKILL)
     assert code == -signal.SIGKILL and params_hashes(broken, STAGES)["teacher"] is not None
-    code, log = run_until("round 1 of 3", broken, [cache], env, signal.SIGTERM)
+    code, log = run_until("round 1 of 3", broken, signal.SIGTERM)
     assert code == 128 + signal.SIGTERM, log
     assert "the same command goes on from here" in log and "Traceback" not in log
-    code, log = run_until("round 2 of 3", broken, [cache], env, signal.SIGINT)
+    code, log = run_until("round 2 of 3", broken, signal.SIGINT)
     assert code == 128 + signal.SIGINT, log
     assert "Traceback" not in log
-    rest = subprocess.run(command(broken, cache), env=env, cwd=base, capture_output=True, text=True)
+    rest = run(broken)
     assert rest.returncode == 0, rest.stderr
     assert "student" in rest.stdout and "report:" in rest.stderr
 
     assert None not in params_hashes(unbroken, STAGES).values()
     assert params_hashes(broken, STAGES) == params_hashes(unbroken, STAGES)
-    done = subprocess.run(command(broken, cache), env=env, cwd=base, capture_output=True, text=True)
+    done = run(broken)
     assert done.returncode == 0 and "this run is finished" in done.stderr

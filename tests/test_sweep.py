@@ -157,7 +157,7 @@ def test_a_sweep_of_real_runs_survives_a_killed_run_and_a_restart(tmp_path):
     arguments = [
         sys.executable, ROOT / "launch" / "sweep.py", f"--workdir={workdir}", "--jobs=2",
         "--sweep=config.step_one.learning_rate=1e-3,4e-3", "--sweep=config.seed=0,1,2",
-        f"--config={SMALL}", f"--compilation_cache={tmp_path / 'compiled'}",
+        f"--config={SMALL}",
     ]  # fmt: skip
     victim = workdir / "step_one.learning_rate=4e-3,seed=1"
     others = 5
