@@ -30,8 +30,9 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def start():
-    """Starts one process of a run, with virtual devices."""
+def start(tmp_path_factory):
+    """Starts one process of a run, with virtual devices; its log is the file `process.log`."""
+    base = tmp_path_factory.mktemp("logs")
     started = []
 
     def start(workdir, *arguments, devices=2, cwd=None):
@@ -40,10 +41,13 @@ def start():
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
             "--xla_backend_optimization_level=0",
         }
-        process = subprocess.Popen(
-            command(workdir, *LONGER, *arguments), env=environment, cwd=cwd, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        path = base / f"{len(started)}.txt"
+        with open(path, "w") as log:
+            process = subprocess.Popen(
+                command(workdir, *LONGER, *arguments), env=environment, cwd=cwd,
+                stdout=subprocess.DEVNULL, stderr=log,
+            )  # fmt: skip
+        process.log = path
         started.append(process)
         return process
 
@@ -68,14 +72,14 @@ def start_two(start):
 
 def finish(*running):
     """(exit codes, logs) of processes, once all have ended."""
-    logs = [process.communicate(timeout=300)[1] for process in running]
-    return [process.returncode for process in running], logs
+    codes = [process.wait(timeout=300) for process in running]
+    return codes, [process.log.read_text() for process in running]
 
 
 def wait_for_checkpoint(workdir, update, process):
     folder = workdir / "teacher" / "checkpoints"
     while not any(p.name.isdigit() and int(p.name) >= update for p in folder.glob("*")):
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.log.read_text()
         time.sleep(0.02)
 
 
@@ -165,6 +169,7 @@ def test_parameters_split_over_processes_are_saved_and_damage_is_agreed_on(
     codes, logs = finish(*start_two(tmp_path, *split))
     assert codes == [0, 0], logs
     assert f"checkpoints/{newest} is damaged" in logs[0]
+    assert "Traceback" not in logs[0] + logs[1]
     codes, logs = finish(*start_two(tmp_path, "--stage=step_one", "--config.mesh.fsdp=4"))
     assert codes == [0, 0], logs
     assert_same_params(unbroken, tmp_path)

@@ -5,11 +5,14 @@ ones. It does not notice flipped bytes, so every state and every set of paramete
 digest that is checked when it is read.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
+import sys
 import time
 
 import flax
@@ -79,9 +82,10 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         for update in from_first(lambda: sorted(self._manager.all_steps(), reverse=True)):
             state, record, damage = self._read(update, abstract)
-            damage = next(filter(None, texts_of_all(damage)), "")
-            if not damage and tree_sha256(to_host(state)) != record["sha256"]:
-                damage = "its contents do not match their digest"
+            damage = damage_of_any(damage)
+            if not damage:
+                whole = tree_sha256(to_host(state)) == record["sha256"]
+                damage = damage_of_any("" if whole else "its contents do not match their digest")
             if not damage:
                 self._seconds_before = record["seconds"]
                 return state
@@ -92,12 +96,15 @@ class Checkpoints:
         return None
 
     def __enter__(self):
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(quiet_late_reads())
         return self
 
     def __exit__(self, *exc_info):
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+        self._quiet.close()
 
     def _read(self, update, abstract):
         """(state, record, what keeps them from being read, "" for nothing), in this process alone.
@@ -107,23 +114,48 @@ class Checkpoints:
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(), active_processes={jax.process_index()}
         )
-        options = ocp.CheckpointManagerOptions(
-            read_only=True, create=False, multiprocessing_options=alone
-        )
+        options = ocp.CompositeOptions(multiprocessing_options=alone)
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
         )
+        folder = self.directory.absolute() / str(update)
         try:
-            with ocp.CheckpointManager(self.directory.absolute(), options=options) as reader:
-                restored = reader.restore(update, args=items)
+            handler = ocp.CompositeCheckpointHandler(composite_options=options)
+            with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+                restored = reader.restore(folder, args=items)
         except Exception as error:  # Orbax and TensorStore raise many kinds for damage.
-            return None, None, str(error).strip().splitlines()[0][:160]
+            return None, None, _reason(error)
         return restored.state, restored.record, ""
 
     def _discard(self, update):
         """Not by Orbax, which cannot delete a folder that is too broken."""
         first_only(shutil.rmtree)(self.directory / str(update), ignore_errors=True)
         self._manager.reload()
+
+
+@contextlib.contextmanager
+def quiet_late_reads():
+    """Keeps off the screen what the first error of a restore has said already.
+
+    TensorStore's other reads end after it: each finds its event loop gone, or an error of its own
+    that nobody waits for.
+    """
+    logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
+
+    def on_unraisable(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    def is_news(record):
+        return not record.getMessage().startswith("Task exception was never retrieved")
+
+    sys.unraisablehook = on_unraisable
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        logger.removeFilter(is_news)
 
 
 def save_params(directory, params):
@@ -140,20 +172,36 @@ def load_params(directory, sha256):
     """Finished parameters as NumPy arrays, on any number of devices.
 
     Raises:
-      ValueError: where they are missing, damaged, or not those of `sha256`.
+      ValueError: where they are missing, damaged, or not those of `sha256`, in all processes alike.
     """
-    path = pathlib.Path(directory).absolute()
+    params, damage = _read_params(pathlib.Path(directory).absolute())
+    if not damage and tree_sha256(params) != sha256:
+        damage = f"does not match its digest {sha256[:12]}"
+    damage = damage_of_any(damage)
+    if damage:
+        raise ValueError(f"{directory} {damage}")
+    return params
+
+
+def _read_params(path):
+    """(params, what keeps them from being read: "" for nothing)."""
     checkpointer = ocp.PyTreeCheckpointer()
     try:
         tree = checkpointer.metadata(path).item_metadata.tree
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        params = checkpointer.restore(path, restore_args=restore_args)
-    except Exception as error:  # As in `Checkpoints.restore`.
-        reason = str(error).strip().splitlines()[0][:160]
-        raise ValueError(f"{directory} cannot be read ({reason})") from error
-    if tree_sha256(params) != sha256:
-        raise ValueError(f"{directory} does not match its digest {sha256[:12]}")
-    return params
+        return checkpointer.restore(path, restore_args=restore_args), ""
+    except Exception as error:  # As in `Checkpoints`.
+        return None, f"cannot be read ({_reason(error)})"
+
+
+def damage_of_any(damage):
+    """What keeps one of the processes from reading what all need, "" for nothing."""
+    return next(filter(None, texts_of_all(damage)), "")
+
+
+def _reason(error):
+    """The first line of an error, or what it is where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 @first_only
