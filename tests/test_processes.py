@@ -110,26 +110,27 @@ def unbroken(start_two, tmp_path_factory):
 @pytest.mark.slow
 def test_two_processes_end_with_the_params_of_one(unbroken, start, tmp_path):
     """2 processes x 2 devices, 1 x 4 and 1 x 1."""
+    for stage in STAGES:
+        codes, logs = finish(
+            *(start(tmp_path / str(n), f"--stage={stage}", devices=n) for n in (4, 1))
+        )
+        assert codes == [0, 0], logs
     for devices in (4, 1):
-        workdir = tmp_path / str(devices)
-        for stage in STAGES:
-            codes, logs = finish(start(workdir, f"--stage={stage}", devices=devices))
-            assert codes == [0], logs
-        assert_same_params(unbroken, workdir)
+        assert_same_params(unbroken, tmp_path / str(devices))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others_and_the_restart_is_bit_identical(
-    unbroken, start_two, tmp_path, victim
+    unbroken, start_two, tmp_path
 ):
-    running = start_two(tmp_path, "--stage=teacher")
-    wait_for_checkpoint(tmp_path, 8, running[0])
-    running[victim].kill()
-    codes, logs = finish(*running)
-    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == LOST_EXIT, logs
-    assert f"error: process {victim} of this run is gone" in logs[1 - victim]
-    assert "Traceback" not in logs[1 - victim]
+    for victim, update in ((0, 8), (1, 24)):
+        running = start_two(tmp_path, "--stage=teacher")
+        wait_for_checkpoint(tmp_path, update, running[0])
+        running[victim].kill()
+        codes, logs = finish(*running)
+        assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == LOST_EXIT, logs
+        assert f"error: process {victim} of this run is gone" in logs[1 - victim]
+        assert "Traceback" not in logs[1 - victim]
     codes, logs = finish(*start_two(tmp_path, "--stage=teacher"))
     assert codes == [0, 0] and "going on from update" in logs[0], logs
     assert params_hashes(tmp_path, STAGES[:1]) == params_hashes(unbroken, STAGES[:1])
@@ -170,9 +171,7 @@ def test_parameters_split_over_processes_are_saved_and_damage_is_agreed_on(
     assert codes == [0, 0], logs
     assert f"checkpoints/{newest} is damaged" in logs[0]
     assert "Traceback" not in logs[0] + logs[1]
-    codes, logs = finish(*start_two(tmp_path, "--stage=step_one", "--config.mesh.fsdp=4"))
-    assert codes == [0, 0], logs
-    assert_same_params(unbroken, tmp_path)
+    assert_same_params(unbroken, tmp_path, STAGES[:1])
 
 
 @pytest.mark.slow
