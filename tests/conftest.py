@@ -12,15 +12,13 @@ import sys
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        # Tests compile much and compute little.
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-    ]
-)
+XLA_FLAGS = [  # Tests compile much and compute little.
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_force_host_platform_device_count=",
+]
+os.environ["XLA_FLAGS"] = " ".join(XLA_FLAGS) + "8"
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # Shared by all processes of the tests.
 if CACHE not in os.environ:
     os.environ[CACHE] = tempfile.mkdtemp(prefix="compiled")
@@ -99,6 +97,12 @@ def random_params(network, image_shape=(8, 8, 1), seed=0, scale=0.3):
         return values * (scale if leaf.ndim == 1 else fan_in**-0.5)
 
     return jax.tree.map(draw, shapes)
+
+
+def environment(devices=1):
+    """Of a process of its own, which sees this package and some virtual devices."""
+    flags = " ".join(XLA_FLAGS) + str(devices)
+    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "XLA_FLAGS": flags}
 
 
 def command(workdir, *arguments):

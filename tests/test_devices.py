@@ -3,7 +3,6 @@
 import functools
 import importlib.util
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, random_params, small_unet
+from conftest import ROOT, environment, random_params, small_unet
 from test_training import LOSS, OPTIMIZER, W_RANGE, mesh_of
 
 from guided_distill import settings
@@ -159,12 +158,11 @@ def test_state_per_device_is_the_share_of_the_fsdp_axis():
 
 def check_digits(out, *arguments, devices=1):
     """What `--mode=compile_check` finds of the digits run, on virtual devices or a topology."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     config = ROOT / "configs" / "digits.py"
     main = [sys.executable, "-m", "guided_distill.main", "--mode=compile_check"]
     subprocess.run(
         [*main, f"--config={config}", f"--out={out}", *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
+        env=environment(devices),
         check=True,
         capture_output=True,
     )

@@ -2,7 +2,7 @@
 
 import nbformat
 import pytest
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, environment
 from nbclient import NotebookClient
 
 NOTEBOOK = ROOT / "launch" / "colab.ipynb"
@@ -32,9 +32,8 @@ def executed(tmp_path_factory):
             assert f"\n{name} = " in cell.source
             cell.source += f"\n{name} = {value!r}"
     assert not settings
-    NotebookClient(
-        notebook, timeout=600, resources={"metadata": {"path": NOTEBOOK.parent}}
-    ).execute()
+    at = {"metadata": {"path": NOTEBOOK.parent}}
+    NotebookClient(notebook, timeout=600, resources=at).execute(env=environment())
     return {cell.id: cell for cell in notebook.cells}, base
 
 

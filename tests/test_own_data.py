@@ -1,19 +1,20 @@
 """A user's folder of pictures, trained, distilled, sampled and measured with one command."""
 
 import json
-import pathlib
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT, environment
 from own_pictures import SHAPES, write_folder
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
     "--config.model.width=4",
+    "--config.model.channel_mults=(1,)",
+    "--config.model.attention_resolutions=()",
     "--config.teacher.num_updates=8",
     "--config.step_one.num_updates=4",
     *(f"--config.step_two.rounds[{k}].num_updates=4" for k in range(3)),
@@ -27,7 +28,7 @@ def main(*arguments):
     """Runs the command line; returns (exit code, everything it printed)."""
     run = subprocess.run(
         [sys.executable, "-m", "guided_distill.main", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True,
+        env=environment(), cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     return run.returncode, run.stdout + run.stderr
 

@@ -1,18 +1,16 @@
 """Several processes on loopback: the params of one, and what happens when one of them fails."""
 
-import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, command, params_hashes
+from conftest import ROOT, command, environment, params_hashes
 
 from guided_distill import processes
 from guided_distill.training.checkpoint import load_params, read_json
@@ -36,15 +34,10 @@ def start(tmp_path_factory):
     started = []
 
     def start(workdir, *arguments, devices=2, cwd=None):
-        environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-            "--xla_backend_optimization_level=0",
-        }
         path = base / f"{len(started)}.txt"
         with open(path, "w") as log:
             process = subprocess.Popen(
-                command(workdir, *LONGER, *arguments), env=environment, cwd=cwd,
+                command(workdir, *LONGER, *arguments), env=environment(devices), cwd=cwd,
                 stdout=subprocess.DEVNULL, stderr=log,
             )  # fmt: skip
         process.log = path
@@ -184,7 +177,7 @@ def test_the_launcher_runs_rounds_and_evaluation_and_they_are_those_of_one_proce
     launcher = [ROOT / "launch" / "local_multiprocess.sh", "--processes=2"]
     done = subprocess.run(
         [*launcher, "--devices_per_process=2", "--", *command(both)[3:], *LONGER],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable},
+        env=environment(),
         capture_output=True,
         text=True,
     )

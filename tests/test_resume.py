@@ -1,26 +1,24 @@
 """A run that is killed, stopped and resumed, in processes of its own."""
 
-import os
 import signal
 import subprocess
 
 import pytest
-from conftest import ROOT, command, params_hashes
+from conftest import command, environment, params_hashes
 
 STAGES = ["teacher", "step_one", *(f"step_two/deterministic/{n:04d}" for n in (4, 2, 1))]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 def run(workdir):
     return subprocess.run(
-        command(workdir), env=ENVIRONMENT, cwd=workdir.parent, capture_output=True, text=True
+        command(workdir), env=environment(), cwd=workdir.parent, capture_output=True, text=True
     )
 
 
 def run_until(line, workdir, signum):
     """Starts a run, sends `signum` once a line of its log holds `line`; exit code and log."""
     process = subprocess.Popen(
-        command(workdir), env=ENVIRONMENT, cwd=workdir.parent, text=True,
+        command(workdir), env=environment(), cwd=workdir.parent, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     log = []

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, command, compilations, params_hashes
+from conftest import ROOT, command, compilations, environment, params_hashes
 from PIL import Image
 
 import guided_distill
@@ -40,6 +40,8 @@ def tiny_config():
         config.step_two.start_steps = 16
         config.step_two.rounds = config.step_two.rounds[1:]
         config.evaluation.num_steps = (1, 4)
+    config.model.channel_mults = (1,)
+    config.model.attention_resolutions = ()
     config.teacher.num_updates = 12
     config.step_one.num_updates = 6
     for one_round in config.step_two.rounds:
@@ -327,7 +329,7 @@ def test_empty_workdirs_are_refused(tmp_path):
 )
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, arguments, message):
     result = subprocess.run(
-        command(tmp_path / "run", *arguments), env=os.environ | {"PYTHONPATH": str(ROOT)},
+        command(tmp_path / "run", *arguments), env=environment(),
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 1

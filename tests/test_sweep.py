@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, environment
 
 from guided_distill.errors import UserError
 
@@ -164,7 +164,7 @@ def test_a_sweep_of_real_runs_survives_a_killed_run_and_a_restart(tmp_path):
 
     def run(kill):
         process = subprocess.Popen(
-            arguments, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            arguments, text=True, env=environment(),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         while kill and process.poll() is None:
