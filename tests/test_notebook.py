@@ -9,14 +9,14 @@ NOTEBOOK = ROOT / "launch" / "colab.ipynb"
 SAMPLED = 5  # teacher, step one, three students; encoders have no samples
 
 
-def pictures_of(cell):
-    """How many pictures a cell shows, widgets' included."""
-    return sum("image/png" in output.get("data", ()) for output in cell.outputs)
+def pictures_of(outputs):
+    """How many pictures are among the outputs."""
+    return sum("image/png" in output.get("data", ()) for output in outputs)
 
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """`{cell's id: cell}` after a run of the whole notebook on a small config."""
+    """(notebook, folder of its workdirs) after a run of all cells on a small config."""
     base = tmp_path_factory.mktemp("notebook")
     run, tpu = str(base / "run"), str(base / "tpu")
     settings = {
@@ -34,18 +34,20 @@ def executed(tmp_path_factory):
     assert not settings
     at = {"metadata": {"path": NOTEBOOK.parent}}
     NotebookClient(notebook, timeout=600, resources=at).execute(env=environment())
-    return {cell.id: cell for cell in notebook.cells}, base
+    return notebook, base
 
 
 @pytest.mark.slow
 def test_the_notebook_trains_compares_samples_and_translates(executed):
-    cells, base = executed
-    assert "cpu" in cells["devices"].outputs[0]["text"]
-    assert pictures_of(cells["train"]) == SAMPLED
-    assert pictures_of(cells["compare"]) == pictures_of(cells["translate"]) == 1
-    (dial,) = (o for o in cells["dial"].outputs if o.output_type == "display_data")
-    assert "application/vnd.jupyter.widget-view+json" in dial["data"]
-    assert pictures_of(cells["tpu"]) == SAMPLED + 1
+    notebook, base = executed
+    outputs = {cell.id: cell.get("outputs") for cell in notebook.cells}
+    assert "cpu" in outputs["devices"][0]["text"]
+    assert pictures_of(outputs["train"]) == SAMPLED
+    assert pictures_of(outputs["compare"]) == pictures_of(outputs["translate"]) == 1
+    assert pictures_of(outputs["tpu"]) == SAMPLED + 1
+    widgets = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
+    (dial,) = (w["state"]["outputs"] for w in widgets.values() if w["model_name"] == "OutputModel")
+    assert pictures_of(dial) == len(dial) == 1
     for workdir in ("run", "tpu"):
         assert (base / workdir / "report" / "index.html").exists()
 
