@@ -103,7 +103,10 @@ def check_stage(updates, stage, limit):
         check_fits(program, limit, stage.name)
     except (UserError, jax.errors.JaxRuntimeError) as error:
         row["error"] = str(error).splitlines()[0]
-    return row | {"seconds": round(time.perf_counter() - started, 1)}
+    row["seconds"] = round(time.perf_counter() - started, 1)
+    needs = f"{row['peak_bytes'] / GIB:.3f} GiB a device" if "peak_bytes" in row else row["error"]
+    say(f"{stage.name}: {needs}, after {row['seconds']:.0f} s")
+    return row
 
 
 def describe(found):

@@ -340,7 +340,10 @@ def make_samplers(config):
 
 
 def preview(config, workdir, samplers, on_pictures, stage, folder, update, writer):
-    """Draws a strip per guidance weight after a stage: `samples/<stage>.png`, TensorBoard."""
+    """Draws a strip per guidance weight after a stage: `samples/<stage>.png`, TensorBoard.
+
+    `on_pictures`, as in `train`, is told of it.
+    """
     if stage.algorithm == "encoder":
         return
     params, record = folder.load()
