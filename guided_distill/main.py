@@ -241,7 +241,7 @@ def run_mode():
 def run_train(workdir):
     from guided_distill import runs
 
-    runs.train(checked_config(), workdir, stage=_STAGE.value, teacher=_TEACHER.value)
+    runs.train(chosen_config(), workdir, stage=_STAGE.value, teacher=_TEACHER.value)
 
 
 def run_evaluate(workdir):
@@ -343,15 +343,23 @@ def run_translate(workdir):
 
 
 def checked_config(workdir=None):
+    """`chosen_config`, checked."""
+    from guided_distill import runs
+
+    config = chosen_config(workdir)
+    runs.check_config(config)
+    return config
+
+
+def chosen_config(workdir=None):
     """The config of `--config`, else the one that `workdir` was trained with."""
-    from guided_distill import jobs, runs
+    from guided_distill import jobs
 
     config = _CONFIG.value
     if config is None and workdir is not None:
         config = jobs.load_config(workdir)
     if config is None:
         raise UserError("--config is missing: name a config file, such as configs/digits.py")
-    runs.check_config(config)
     return config
 
 

@@ -168,8 +168,13 @@ def check_shared(folder):
     """
     if not several():
         return
-    mark = folder / from_first(lambda: f"shared-{uuid.uuid4().hex}")
-    first_only(mark.touch)()
+
+    def leave_mark():
+        name = f"shared-{uuid.uuid4().hex}"
+        (folder / name).touch()
+        return name
+
+    mark = folder / from_first(leave_mark)
     answers = texts_of_all("" if mark.exists() else f"{folder} on {socket.gethostname()}")
     first_only(mark.unlink)()
     for index, other in enumerate(answers):

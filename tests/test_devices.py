@@ -3,7 +3,6 @@
 import functools
 import importlib.util
 import json
-import runpy
 import subprocess
 import sys
 
@@ -21,6 +20,7 @@ from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
 from guided_distill.models.build import count_params
 from guided_distill.pipeline import Trainer
+from guided_distill.runs import load_config
 from guided_distill.stages import plan_stages
 from guided_distill.training import sharding
 from guided_distill.training.gradient import accumulated_gradient, batch_gradient
@@ -39,7 +39,7 @@ PARAMETER_BYTES = 4
 
 
 def config_of(name, variant=""):
-    return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](variant)
+    return load_config(f"{ROOT / 'configs' / name}.py:{variant}")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -35,7 +34,7 @@ STAGES = ["teacher", "step_one", *(f"step_two/deterministic/{n:04d}" for n in (8
 
 def tiny_config():
     """The smoke run, smaller still: four rounds from 16 steps."""
-    config = runpy.run_path(str(ROOT / "configs" / "digits.py"))["get_config"]("smoke")
+    config = guided_distill.load_config(f"{ROOT / 'configs' / 'digits.py'}:smoke")
     with config.ignore_type():
         config.step_two.start_steps = 16
         config.step_two.rounds = config.step_two.rounds[1:]

@@ -96,15 +96,15 @@ class Checkpoints:
         return None
 
     def __enter__(self):
-        self._quiet = contextlib.ExitStack()
-        self._quiet.enter_context(quiet_late_reads())
+        self._at_exit = contextlib.ExitStack()
+        self._at_exit.enter_context(quiet_late_reads())
+        self._at_exit.callback(self._manager.close)
+        self._at_exit.callback(self._manager.wait_until_finished)
         return self
 
     def __exit__(self, *exc_info):
         """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
-        self._quiet.close()
+        self._at_exit.close()
 
     def _read(self, update, abstract):
         """(state, record, what keeps them from being read, "" for nothing), in this process alone.
