@@ -5,7 +5,16 @@ Each data set has a file of its own that changes what it needs:
     base = runpy.run_path(os.path.join(os.path.dirname(__file__), "base.py"))
     config = base["get_config"]()
 
-What is written after a colon, as in `digits.py:stochastic`, names a variant.
+What is written after a colon, as in `digits.py:stochastic`, names a variant. Any key is changed on
+the command line, rounds included; a mistyped one is named with the nearest:
+
+    --config.step_one.learning_rate=1e-4
+    --config.step_two.rounds[7].num_updates=5000
+    --config.distillations="('deterministic','encoder')"
+
+Any interval `w_range`, any number of `step_two.start_steps` and any whole factor between rounds
+will do: the factors follow from the list of `num_steps`. What a device must hold (`mesh`,
+`memory`) and what is shown, saved and measured changes nothing that is learned.
 """
 
 from ml_collections import ConfigDict

@@ -1,18 +1,28 @@
 """CIFAR-10 as in the paper: U-Net of 61 million parameters, 1024 steps down to 1.
 
+Type the first once, and the second again after whatever stopped it:
+
+    python -m guided_distill.main --config=configs/cifar10.py --mode=prepare_data --download
     python -m guided_distill.main --config=configs/cifar10.py --workdir=/shared/cifar10
 
 Variants: `:stochastic`, `:encoder`, `:two_student`, `:single_w`; `:paper` is all of them.
+
+Data: CIFAR-10 of TensorFlow Datasets, in `--config.data.path` (its own folder by default).
+Preparing needs TensorFlow (`pip install -e '.[tf]'`); training does not, and the prepared folder
+can be copied.
 
 Needs: one accelerator upwards. A forward pass takes 34 GFLOPs a picture (XLA's count), so at 40 %
 of the bfloat16 peak of one A100 the teacher takes 1 day, step one 5 hours and the ten rounds 1.2
 days; eight devices take an eighth. The state of a stage takes up to 16 bytes a parameter, and its
 teacher 4: 1.2 GB. Activations come on top (batch 128 over all devices).
 
+Comes out: students of 512 steps down to 1, their comparison (`report/index.html`) and the paper's
+tables and figures with its numbers beside the run's (`report/paper.html`); `--mode=report` writes
+the latter again, from several workdirs if there are some.
+
 Expect, from the paper's Table 2, FID / IS at w = 0 of 8.34 / 8.63 with 1 step, 4.48 / 9.23 with
 2, 3.18 / 9.50 with 4, 2.86 / 9.68 with 8 and 2.78 / 9.67 with 16, against 2.73 / 9.66 of the
-teacher (DDIM 1024 steps); `evaluation/paper_results.csv` has all of them, and `--mode=report` sets
-them beside the run's own.
+teacher (DDIM 1024 steps); `report/paper_results.csv` has all of them.
 
 Sources of the values: [P] the paper, [R] the public reference of progressive distillation
 (Salimans & Ho 2022), whose U-Net and training setting the paper follows; [O] our choice.

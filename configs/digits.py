@@ -1,6 +1,24 @@
-"""Real handwritten digits, 8x8, on two CPU cores.
+r"""Real handwritten digits, 8x8, on two CPU cores: everything in the paper, small.
 
-    python -m guided_distill.main --config=configs/digits.py --workdir=/tmp/digits
+Type, and type again after whatever stopped it:
+
+    python -m guided_distill.main --config=configs/digits.py --workdir=runs/digits
+
+Needs: no accelerator, and no data to fetch: the digits ship inside scikit-learn (1,500 to learn
+from, 297 held out). Training takes about 15 minutes on two CPU cores; on those of an older machine
+it took 40.
+
+Comes out: a guided teacher, step one, students of 128 steps down to 1 and their comparison, in
+`runs/digits/report/index.html`. Then draw, and turn the dial:
+
+    python -m guided_distill.main --workdir=runs/digits --mode=sample --num_steps=1 --w=0,1,2,4 \
+        --n=40 --out=dial.png
+
+Expect, as Fréchet distance on features of a classifier that is 97.3% right on held-out digits
+(n = 500), 5.14, 7.67, 11.76 and 16.73 at w = 0, 1, 2 and 4 with one call, against 3.74, 8.56, 12.39
+and 16.52 of the teacher with 512. docs/report.md has the tables, those of `:paper` among them. The
+last three rounds clip the teacher's predictions, as its sampler does;
+`step_two.rounds[k].clip_teacher=False` everywhere is the paper's target.
 
 Variants; all but the first three may share a workdir, and what they share is trained once:
 
@@ -12,6 +30,14 @@ Variants; all but the first three may share a workdir, and what they share is tr
   :two_student  Algorithm 5, the naive baseline
   :single_w     the baseline that learns w = 1 alone
   :paper        all of these distillations and baselines, with the paper's tables and figures
+
+All of the paper took 51 minutes on two CPU cores, other small jobs beside it; the rounds by 4 then
+start from its step one:
+
+    python -m guided_distill.main --config=configs/digits.py:paper --workdir=runs/paper
+    python -m guided_distill.main --config=configs/digits.py:factor4 --workdir=runs/factor4 \
+        --teacher=runs/paper/step_one
+    python -m guided_distill.main --workdir=runs/paper,runs/factor4 --mode=report
 """
 
 import os

@@ -1,16 +1,28 @@
 r"""Your own pictures: a folder with one subfolder a class, or with a table of labels.
 
+Type, and type again after whatever stopped it; then draw by the names of the subfolders:
+
     python -m guided_distill.main --config=configs/folder.py --workdir=runs/mine \
         --config.data.path=pictures
+    python -m guided_distill.main --workdir=runs/mine --mode=sample --num_steps=4 --w=2 \
+        --labels=cat,dog --out=grid.png
 
-Pictures of any size and format are cropped to their centre square and resized to 32x32, or to the
+Data: PNG, JPEG or WebP of any size, cropped to their centre square and resized to 32x32, or to the
 size that the variant names: `:64`, `:128`. A tenth of every class is held out. Labels from a CSV or
 JSONL file with columns `file` and `label`: `--config.data.labels=labels.csv`. Pictures that look
-right in a mirror: `--config.data.augmentations="('flip',)"`. `:smoke` does every stage, small, in
-minutes on two CPU cores.
+right in a mirror: `--config.data.augmentations="('flip',)"`. Pictures without classes:
+`--config.w_range="(0.0,0.0)" --config.evaluation.w="(0.0,)"`, for there is nothing to guide to.
+Pictures that cannot be read are named, or left out and counted: `--config.data.skip_broken=True`.
+docs/data.md says more.
+
+Variants are sizes; `:smoke` does every stage, small, in minutes on two CPU cores. What is distilled
+is named by its key: `--config.distillations="('deterministic','encoder')"`.
 
 Needs: one accelerator for some hours with thousands of pictures. With hundreds of them a model
-repeats what it saw; the report shows the training pictures nearest to its samples.
+repeats what it saw.
+
+Comes out: students of 128 steps down to 1 and their comparison; the report shows the training
+pictures nearest to the samples.
 """
 
 import os

@@ -1,8 +1,19 @@
-"""ImageNet 64x64 as in the paper: U-Net of 297 million parameters, 1024 steps down to 1.
+r"""ImageNet 64x64 as in the paper: U-Net of 297 million parameters, 1024 steps down to 1.
 
-    python -m guided_distill.main --config=configs/imagenet64.py --workdir=/shared/imagenet64
+Type the first once, and the second on every process of a slice, again after whatever stopped it
+(a launcher does that, such as launch/tpu_pod.sh; docs/machines.md):
+
+    python -m guided_distill.main --config=configs/imagenet64.py --mode=prepare_data
+    python -m guided_distill.main --config=configs/imagenet64.py --workdir=/shared/imagenet64 \
+        --distributed --config.mesh.fsdp=8 --config.model.dtype=bfloat16
 
 Variants: `:stochastic`, `:encoder`, `:two_student`, `:single_w`; `:paper` is all of them.
+
+Data: `imagenet2012` of TensorFlow Datasets, whose archives come only by hand, into
+`<data.path>/downloads/manual`; cropped and area-resized to 64x64 as the field does.
+`--config.data.name=imagenet_resized/64x64` is easier to get, but was squashed instead of cropped:
+distances on it cannot be compared with the paper's. Preparing needs TensorFlow (`pip install -e
+'.[tf]'`); training does not, and the prepared folder can be copied.
 
 Needs: a pod slice. A forward pass takes 211 GFLOPs a picture (XLA's count), so at 40 % of the
 bfloat16 peak of 64 TPU v4 chips the teacher takes 1.2 days, step one 9 hours and the ten rounds 2.1
@@ -10,10 +21,13 @@ days; of eight H100, 2.6, 0.8 and 4.7 days. The state of a stage takes up to 16 
 and its teacher 4: 5.9 GB, which `mesh.fsdp` divides. Activations come on top (batch 2048 over all
 devices).
 
+Comes out: students of 512 steps down to 1, their comparison (`report/index.html`) and the paper's
+tables and figures with its numbers beside the run's (`report/paper.html`); `--mode=report` writes
+the latter again, from several workdirs if there are some.
+
 Expect, from the paper's Tables 1 and 2, FID / IS at w = 0.3 of 14.85 / 37.09 with 1 step, 5.05 /
 54.44 with 2, 2.17 / 69.64 with 4, 2.05 / 76.01 with 8 and 2.20 / 79.47 with 16, against 2.36 /
-74.83 of the teacher (DDIM 1024 steps); `evaluation/paper_results.csv` has all of them, and
-`--mode=report` sets them beside the run's own.
+74.83 of the teacher (DDIM 1024 steps); `report/paper_results.csv` has all of them.
 
 Sources of the values: [P] the paper, [R] the public reference of progressive distillation
 (Salimans & Ho 2022), whose U-Net and training setting the paper follows; [O] our choice.

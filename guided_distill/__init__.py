@@ -1,8 +1,20 @@
 """Distillation of classifier-free-guided diffusion models."""
 
 import importlib
+from typing import TYPE_CHECKING
 
-HOMES = {"Sampler": "sampler", "load_config": "runs", "train": "runs"}
+if TYPE_CHECKING:
+    from guided_distill.jobs.train import train as train
+    from guided_distill.models.model import Model as Model
+    from guided_distill.run.settings import load_config as load_config
+    from guided_distill.sampling.sampler import Sampler as Sampler
+
+HOMES = {
+    "Model": "models.model",
+    "Sampler": "sampling.sampler",
+    "load_config": "run.settings",
+    "train": "jobs.train",
+}
 
 
 def __getattr__(name):
@@ -10,3 +22,7 @@ def __getattr__(name):
     if name in HOMES:
         return getattr(importlib.import_module(f"{__name__}.{HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *HOMES])

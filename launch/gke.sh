@@ -6,9 +6,11 @@
 #       -- --config=configs/imagenet64.py --workdir=/shared/imagenet64
 #   launch/gke.sh --name=RUN --delete
 #
-# The image has the package and its extra [tpu] installed; the claim is mounted as /shared on all
-# hosts. Kubernetes starts pods that were preempted or lost another one again; a mistake of the
-# user's (code 1) ends the job.
+# Needs kubectl with a cluster that has such TPUs. The image has the package and its extra [tpu]
+# installed; the claim is mounted as /shared on all hosts. Kubernetes starts pods that were
+# preempted or lost another one again; a mistake of the user's (code 1) ends the job. Follows the
+# log of the run; --dry_run prints the manifest, and --delete removes job and service. What was
+# learned lies on the claim.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

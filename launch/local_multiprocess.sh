@@ -4,8 +4,11 @@
 #   launch/local_multiprocess.sh [--processes=2] [--devices_per_process=2] [--port=PORT] [--dry_run] \
 #       -- --config=configs/digits.py:smoke --workdir=/tmp/run
 #
-# Ctrl-C and SIGTERM reach all of them. Ends with the exit code of the first process that has one
-# to tell: 75 (another process is gone) only where none has a reason of its own.
+# Needs nothing but the package; $PYTHON names the interpreter, and --port is a free one where it is
+# not given. What comes out is what one process learns, beyond the order of sums; process 0 writes
+# and speaks. Ctrl-C and SIGTERM reach all of them. --dry_run prints the commands. Ends with the
+# exit code of the first process that has one to tell: 75 (another process is gone) only where none
+# has a reason of its own.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

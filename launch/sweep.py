@@ -22,11 +22,11 @@ import sys
 
 from absl import app, flags
 
-from guided_distill import settings
 from guided_distill.errors import UserError
-from guided_distill.evaluation.curves import save_sweep
-from guided_distill.evaluation.report import align, main_model
-from guided_distill.progress import say
+from guided_distill.report.curves import save_sweep
+from guided_distill.report.tables import align, main_model
+from guided_distill.run import settings
+from guided_distill.system.progress import to_stderr
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep; each run is one below it.")
 _SWEEP = flags.DEFINE_multi_string("sweep", [], "config.key=value,value: a dimension of the grid.")
@@ -94,11 +94,11 @@ def run_all(runs, workdir, rest, jobs):
         folder = workdir / name_of(run)
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "log.txt", "a") as log:
-            say(f"{folder.name}: running, log in {folder / 'log.txt'}")
+            to_stderr(f"{folder.name}: running, log in {folder / 'log.txt'}")
             code = subprocess.call(
                 command_of(run, workdir, rest), stdout=log, stderr=subprocess.STDOUT
             )
-        say(f"{folder.name}: {'done' if code == 0 else f'failed with exit code {code}'}")
+        to_stderr(f"{folder.name}: {'done' if code == 0 else f'failed with exit code {code}'}")
         return code
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
@@ -143,13 +143,13 @@ def main(argv):
         return 0
     if _JOB_LIST.value:
         pathlib.Path(_JOB_LIST.value).write_text("\n".join(commands) + "\n")
-        say(f"{len(commands)} commands: {_JOB_LIST.value}")
+        to_stderr(f"{len(commands)} commands: {_JOB_LIST.value}")
         return 0
     codes = run_all(runs, workdir, argv[1:], _JOBS.value)
     print(compare(runs, workdir))
     failed = {name: code for name, code in codes.items() if code}
     for name, code in failed.items():
-        say(f"failed with exit code {code}: {name}: see {workdir / name / 'log.txt'}")
+        to_stderr(f"failed with exit code {code}: {name}: see {workdir / name / 'log.txt'}")
     return 1 if failed else 0
 
 

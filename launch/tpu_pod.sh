@@ -6,11 +6,13 @@
 #       -- --config=configs/imagenet64.py --workdir=/shared/imagenet64
 #   launch/tpu_pod.sh --name=SLICE --zone=ZONE --delete
 #
-# Finds the slice or creates it, copies --source to every worker, installs, starts main on all of
-# them and follows the log of worker 0. After a preemption, or where a worker is lost, it starts the
-# same command again, which goes on from the last checkpoint; a mistake of the user's (code 1) ends
-# it. The workdir must be a folder that all workers see. Nothing is deleted but with --delete; only a
-# slice that was preempted is deleted on the way, because it cannot be started again.
+# Needs gcloud, signed in, with a quota for TPUs. Finds the slice or creates it, copies --source to
+# every worker, installs, starts main on all of them and follows the log of worker 0. After a
+# preemption, or where a worker is lost, it starts the same command again, which goes on from the
+# last checkpoint; a mistake of the user's (code 1) ends it. The workdir must be a folder that all
+# workers see. Nothing is deleted but with --delete; only a slice that was preempted is deleted on
+# the way, because it cannot be started again. Main's log and exit code stay on the workers, in
+# guided_distill/; --dry_run prints the commands.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/tpu_common.sh"

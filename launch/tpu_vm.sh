@@ -6,7 +6,9 @@
 #       -- --config=configs/cifar10.py --workdir=runs/cifar10
 #   launch/tpu_vm.sh --name=TPU --zone=ZONE --delete
 #
-# As launch/tpu_pod.sh, for one worker.
+# As launch/tpu_pod.sh, for one worker: creates the TPU or finds it, installs, runs, follows the
+# log, and starts the same command again after a preemption. The workdir is a folder on that worker,
+# or one that outlives it: a mounted bucket or network file system. --dry_run prints the commands.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/tpu_common.sh"

@@ -31,8 +31,12 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from guided_distill.diffusion.schedule import alpha_sigma, cosine_logsnr  # noqa: E402
-from guided_distill.models.build import init_params  # noqa: E402
+from guided_distill.diffusion.schedule import (  # noqa: E402
+    alpha_sigma,
+    cosine_logsnr,
+    cosine_schedule,
+)
+from guided_distill.models.build import wrap_network  # noqa: E402
 from guided_distill.models.unet import UNet  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -44,6 +48,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture
 def logsnr_fn():
     return cosine_logsnr
+
+
+@pytest.fixture
+def schedule():
+    return cosine_schedule()
 
 
 @pytest.fixture
@@ -85,10 +94,19 @@ def small_unet(**kwargs):
     return UNet(**(settings | kwargs))
 
 
-def random_params(network, image_shape=(8, 8, 1), seed=0, scale=0.3):
+def small_model(prediction="v", image_shape=(8, 8, 1), **kwargs):
+    """The `Model` of a `small_unet`."""
+    return wrap_network(
+        small_unet(**kwargs),
+        image_shape=image_shape,
+        prediction=prediction,
+        schedule=cosine_schedule(),
+    )
+
+
+def random_params(model, seed=0, scale=0.3):
     """Parameters of which none is zero by construction, made without compiling an init."""
-    init = lambda key: init_params(network, key, image_shape)  # noqa: E731
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
     rng = np.random.default_rng(seed)
 
     def draw(leaf):

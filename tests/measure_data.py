@@ -13,14 +13,14 @@ import time
 import jax
 import numpy as np
 from absl import flags
+from small import data_settings
 
 from guided_distill.data.batches import Batches, LocalBatch
 from guided_distill.data.cache import Items, read_through_cache
-from guided_distill.data.dataset import DataSettings
 from guided_distill.data.registry import open_dataset
 from guided_distill.data.sources import ArraySource
-from guided_distill.data.tfds_builders import TfdsPictures
-from guided_distill.training.sharding import batch_sharding, make_mesh
+from guided_distill.data.tfds_builders import TfdsImages
+from guided_distill.system.sharding import batch_sharding, make_mesh
 
 BATCH = 128
 
@@ -60,20 +60,20 @@ def measure_memory_and_items(root):
     placed = Batches(held, batch_size=BATCH, seed=0, sharding=batch_sharding(make_mesh()))
     from test_tfds import LocalBuilder
 
-    class MeasuredPictures(LocalBuilder):
+    class MeasuredImages(LocalBuilder):
         splits = {"train": 2_000, "test": 10}
         sizes = ((32, 32),)
 
-    MeasuredPictures(data_dir=root, file_format="array_record").download_and_prepare()
-    directory = root / "measured_pictures" / "1.0.0"
-    items = TfdsPictures(str(directory), "train", None, "image", "label", (32, 32, 3), "crop")
+    MeasuredImages(data_dir=root, file_format="array_record").download_and_prepare()
+    directory = root / "measured_images" / "1.0.0"
+    items = TfdsImages(str(directory), "train", None, "image", "label", (32, 32, 3), "crop")
 
     def by_item(update):
         return np.stack([items((update * BATCH + k) % 2_000)[0] for k in range(BATCH)])
 
     rates = {"item by item (TFDS, PNG)": rate(by_item, 20)}
     cached = open_dataset(
-        DataSettings("measured_pictures", path=str(root), cache=str(root / "cache"))
+        data_settings("measured_images", path=str(root), cache=str(root / "cache"))
     ).train
     rates["from memory, cache of the same data"] = rate(
         LocalBatch(cached, BATCH, 0, np.arange(BATCH)), 20_000
@@ -97,7 +97,7 @@ def measure_stream(root):
         num_classes=1000,
         fingerprint="1",
     )
-    settings = DataSettings("noise", cache=str(root / "cache"), memory_gb=0.0)
+    settings = data_settings("noise", cache=str(root / "cache"), memory_gb=0.0)
     streamed = read_through_cache(items, settings)
     for num_workers in (0, 2):
         batches = Batches(

@@ -33,3 +33,10 @@ def get_config(variant=""):
     config.evaluation.batch_size = 40
     config.evaluation.classifier_updates = 20
     return config
+
+
+def data_settings(name, **changes):
+    """The section `config.data` of configs/base.py, changed."""
+    settings = base["get_config"]().data
+    settings.update({"name": name} | changes)
+    return settings

@@ -10,20 +10,20 @@ from numpy.testing import assert_allclose, assert_array_equal
 from guided_distill.diffusion.ddim import ddim_step
 from guided_distill.diffusion.guidance import guide
 from guided_distill.diffusion.parameterization import eps_from_x, v_from_x
-from guided_distill.diffusion.schedule import cosine_logsnr
+from guided_distill.diffusion.schedule import Schedule, cosine_logsnr, cosine_schedule
 from guided_distill.distill.algorithms import (
-    ROUND_LOSSES,
     add_noise,
     ddim_target,
+    deterministic_loss,
     draw_index,
     draw_uniform,
     split_keys,
     step_one_loss,
-    step_two_loss,
     stochastic_loss,
     teacher_loss,
     two_student_loss,
 )
+from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.distill.losses import LOSS_WEIGHTS, weighted_mse
 
 W_RANGE = (0.0, 4.0)
@@ -94,7 +94,7 @@ def test_draws_cover_their_ranges_and_depend_on_each_key_alone():
 
 def test_teacher_loss_is_zero_for_the_truth_and_known_for_a_constant(keys, noise):
     x = jnp.full(noise.shape, 0.5)
-    kwargs = dict(logsnr_fn=cosine_logsnr, loss_weight=LOSS_WEIGHTS["x"])
+    kwargs = dict(schedule=cosine_schedule(), loss_weight=LOSS_WEIGHTS["x"])
     assert_allclose(teacher_loss(constant_denoiser(0.5), x, keys, **kwargs), 0.0, atol=1e-12)
     loss = teacher_loss(constant_denoiser(0.2), x, keys, **kwargs)
     assert loss.shape == (16,)
@@ -108,7 +108,7 @@ def test_teacher_loss_trains_on_times_from_clean_to_noise(noise):
         recording(constant_denoiser(0.0), calls),
         jnp.zeros((2000, 2, 2, 1)),
         keys,
-        logsnr_fn=lambda t: t,  # shows the times themselves
+        schedule=Schedule(lambda t: t),  # shows the times themselves
         loss_weight=LOSS_WEIGHTS["x"],
     )
     times = np.sort(calls[0][1])
@@ -121,7 +121,7 @@ def test_step_one_is_solved_by_the_guided_teacher_and_only_for_its_w(keys, noise
     def teacher(z, logsnr, w):
         return guide(cond(z, logsnr, w), uncond(z, logsnr, w), w)
 
-    kwargs = dict(w_range=W_RANGE, logsnr_fn=cosine_logsnr, loss_weight=LOSS_WEIGHTS["x"])
+    kwargs = dict(w_range=W_RANGE, schedule=cosine_schedule(), loss_weight=LOSS_WEIGHTS["x"])
     assert_array_equal(step_one_loss(teacher, teacher, noise, keys, **kwargs), np.zeros(16))
     assert np.all(step_one_loss(cond, teacher, noise, keys, **kwargs) > 0)
     unguided = step_one_loss(cond, teacher, noise, keys, **(kwargs | {"w_range": (0.0, 0.0)}))
@@ -132,7 +132,7 @@ def test_step_one_shows_student_and_teacher_the_same_noise_level_and_weight(keys
     student_calls, teacher_calls = [], []
     step_one_loss(
         recording(curved, student_calls), recording(curved, teacher_calls), noise, keys,
-        w_range=(1.0, 3.0), logsnr_fn=cosine_logsnr, loss_weight=LOSS_WEIGHTS["x"],
+        w_range=(1.0, 3.0), schedule=cosine_schedule(), loss_weight=LOSS_WEIGHTS["x"],
     )  # fmt: skip
     for seen, shown in zip(student_calls[0], teacher_calls[0], strict=True):
         assert_array_equal(seen, shown)
@@ -202,7 +202,7 @@ def starts(algorithm, num_steps):
 def round_kwargs(num_steps, **kwargs):
     return dict(
         num_steps=num_steps, w_range=W_RANGE,
-        logsnr_fn=cosine_logsnr, loss_weight=LOSS_WEIGHTS["snr_trunc"],
+        schedule=cosine_schedule(), loss_weight=LOSS_WEIGHTS["snr_trunc"],
     ) | kwargs  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def start_of(logsnr, algorithm, num_steps):
 @pytest.mark.parametrize("algorithm", list(JUMPS))
 def test_rounds_visit_the_students_grid_and_the_teachers_sub_steps(keys, noise, algorithm, factor):
     num_steps, student_calls, teacher_calls = 4, [], []
-    ROUND_LOSSES[algorithm](
+    ALGORITHMS[algorithm].loss(
         recording(curved, student_calls), recording(curved, teacher_calls), noise, keys,
         **round_kwargs(np.int32(num_steps), factor=factor),
     )  # fmt: skip
@@ -243,7 +243,7 @@ def test_rounds_are_solved_by_the_exact_jump(keys, noise, algorithm, factor):
         times = jnp.array([JUMPS[algorithm](one, factor) for one in i]).T / num_steps
         return ddim_target((curved,) * factor, z, w, list(times), cosine_logsnr)
 
-    loss = ROUND_LOSSES[algorithm]
+    loss = ALGORITHMS[algorithm].loss
     kwargs = round_kwargs(num_steps, factor=factor)
     # At t = 0 the encoder's weight is e^20: what float32 leaves of an exact x̂ is seen there.
     assert loss(jump, curved, noise, keys, **kwargs).max() < 1e-4
@@ -252,7 +252,7 @@ def test_rounds_are_solved_by_the_exact_jump(keys, noise, algorithm, factor):
 
 @pytest.mark.parametrize("algorithm", list(JUMPS))
 def test_a_constant_teacher_gives_that_constant(keys, noise, algorithm):
-    loss = ROUND_LOSSES[algorithm]
+    loss = ALGORITHMS[algorithm].loss
     kwargs = round_kwargs(8, loss_weight=LOSS_WEIGHTS["x"])
     same, other = constant_denoiser(0.3), constant_denoiser(0.5)
     assert_allclose(loss(same, same, noise, keys, **kwargs), 0.0, atol=1e-9)
@@ -276,7 +276,7 @@ def test_two_equal_halves_learn_twice_what_one_learns(keys, noise, factor):
     """With x̂_c = x̂ the guided teacher is that same model, for every w."""
     kwargs = round_kwargs(4, factor=factor)
     pair = two_student_loss((plain, plain), (curved, curved), noise, keys, **kwargs)
-    alone = step_two_loss(plain, curved, noise, keys, **kwargs)
+    alone = deterministic_loss(plain, curved, noise, keys, **kwargs)
     assert_allclose(pair, 2 * alone, rtol=1e-4)
 
 
@@ -305,17 +305,17 @@ def test_two_students_learn_the_halves_of_the_last_sub_step(keys, noise):
     assert swapped.mean() > 1e-2
 
 
-@pytest.mark.parametrize("which", ["step_one", *ROUND_LOSSES])
+@pytest.mark.parametrize("which", ["step_one", *ALGORITHMS])
 def test_no_gradient_reaches_the_teacher(keys, noise, which):
     def scaled(scale):
         one = lambda z, logsnr, w: scale * curved(z, logsnr, w)  # noqa: E731
         return (one, one) if which == "two_student" else one
 
     def loss(student_scale, teacher_scale):
-        kwargs = dict(w_range=W_RANGE, logsnr_fn=cosine_logsnr, loss_weight=LOSS_WEIGHTS["v"])
+        kwargs = dict(w_range=W_RANGE, schedule=cosine_schedule(), loss_weight=LOSS_WEIGHTS["v"])
         if which != "step_one":
             kwargs["num_steps"] = 4
-        losses = {"step_one": step_one_loss, **ROUND_LOSSES}[which]
+        losses = step_one_loss if which == "step_one" else ALGORITHMS[which].loss
         return losses(scaled(student_scale), scaled(teacher_scale), noise, keys, **kwargs).mean()
 
     to_student, to_teacher = jax.grad(loss, argnums=(0, 1))(0.7, 1.2)
@@ -323,10 +323,10 @@ def test_no_gradient_reaches_the_teacher(keys, noise, which):
 
 
 def test_losses_depend_on_each_examples_key_and_not_on_its_place(keys, noise):
-    kwargs = dict(w_range=W_RANGE, logsnr_fn=cosine_logsnr, loss_weight=LOSS_WEIGHTS["v"])
-    whole = step_two_loss(curved, gaussian_denoiser(0.5), noise, keys, num_steps=4, **kwargs)
+    kwargs = dict(w_range=W_RANGE, schedule=cosine_schedule(), loss_weight=LOSS_WEIGHTS["v"])
+    whole = deterministic_loss(curved, gaussian_denoiser(0.5), noise, keys, num_steps=4, **kwargs)
     order = np.random.default_rng(0).permutation(16)
-    shuffled = step_two_loss(
+    shuffled = deterministic_loss(
         curved, gaussian_denoiser(0.5), noise[order], keys[order], num_steps=4, **kwargs
     )
     assert_allclose(shuffled, whole[order], rtol=1e-5)

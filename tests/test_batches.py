@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from test_folders import settings_of, write_pictures
+from small import data_settings
+from test_folders import settings_of, write_images
 
 from guided_distill.data.augment import augment
 from guided_distill.data.batches import Batches, batch_indices
-from guided_distill.data.dataset import DataSettings
 from guided_distill.data.registry import open_dataset
-from guided_distill.training.sharding import batch_sharding, make_mesh
+from guided_distill.system.sharding import batch_sharding, make_mesh
 
 BATCH, UPDATES = 16, (0, 3, 90)
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     """Two classes of 30 pictures, decoded into a cache that all processes share."""
     folder = tmp_path_factory.mktemp("data") / "mine"
     for name in ("ant", "bee"):
-        write_pictures(folder / name, 30)
+        write_images(folder / name, 30)
     _ = open_dataset(settings_of(folder)).train
     return folder
 
@@ -134,7 +134,7 @@ def example_keys(count):
     return jax.random.split(jax.random.key(0), count)
 
 
-def test_half_of_all_pictures_are_flipped_each_by_its_own_key():
+def test_half_of_all_images_are_flipped_each_by_its_own_key():
     x = jnp.arange(400 * 2 * 4).reshape(400, 2, 4, 1).astype(jnp.float32)
     flipped = augment(x, example_keys(400), ("flip",))
     is_flipped = np.asarray((flipped == x[:, :, ::-1]).all(axis=(1, 2, 3)))
@@ -143,7 +143,7 @@ def test_half_of_all_pictures_are_flipped_each_by_its_own_key():
     assert_array_equal(augment(x[7:9], example_keys(400)[7:9], ("flip",)), flipped[7:9])
 
 
-def test_shifts_move_pictures_by_a_sixteenth_and_repeat_their_edges():
+def test_shifts_move_images_by_a_sixteenth_and_repeat_their_edges():
     x = jnp.tile(jnp.arange(32.0)[None, None, :, None], (64, 32, 1, 1))
     shifted = np.asarray(augment(x, example_keys(64), ("shift",)))
     moves = shifted[:, 16, 16, 0] - 16
@@ -152,11 +152,11 @@ def test_shifts_move_pictures_by_a_sixteenth_and_repeat_their_edges():
         assert_array_equal(row, np.clip(np.arange(32) + move, 0, 31))
 
 
-def test_no_augmentation_leaves_pictures_as_they_are():
+def test_no_augmentation_leaves_images_as_they_are():
     x = jnp.ones((2, 4, 4, 1))
     assert augment(x, example_keys(2), ()) is x
 
 
 def test_digits_need_no_cache(tmp_path):
-    dataset = open_dataset(DataSettings("digits", cache=str(tmp_path / "cache")))
+    dataset = open_dataset(data_settings("digits", cache=str(tmp_path / "cache")))
     assert len(dataset.train) == 1500 and not (tmp_path / "cache").exists()

@@ -1,6 +1,5 @@
 """The cache of decoded pictures: whole or not there, whatever happens meanwhile."""
 
-import dataclasses
 import json
 import pathlib
 import shutil
@@ -10,12 +9,12 @@ import sys
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from test_folders import settings_of, write_pictures
+from test_folders import settings_of, write_images
 
-from guided_distill import locks
 from guided_distill.data import cache
 from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
+from guided_distill.system import locks
 
 # Reads a folder's training pictures through the cache, in a process of its own.
 READ = """
@@ -32,20 +31,20 @@ except UserError as error:
     sys.exit(f"error: {{error}}")
 """
 NOTE_DECODES = """
-decode = folders.decode_picture
+decode = folders.decode_image
 def slowly(file, channels):
     pathlib.Path({marks!r}, f"{{os.getpid()}} {{os.path.basename(file)}}").touch()
     time.sleep(0.02)
     return decode(file, channels)
-folders.decode_picture = slowly
+folders.decode_image = slowly
 """
 DIES = """
-decode = folders.decode_picture
+decode = folders.decode_image
 def fatal(file, channels):
     if str(file).endswith("50.png"):
         os.kill(os.getpid(), 9)
     return decode(file, channels)
-folders.decode_picture = fatal
+folders.decode_image = fatal
 """
 
 
@@ -53,7 +52,7 @@ folders.decode_picture = fatal
 def folder(tmp_path):
     """Two classes of 60 pictures, whose decoded form takes 18 kB."""
     for name in ("ant", "bee"):
-        write_pictures(tmp_path / "mine" / name, 60)
+        write_images(tmp_path / "mine" / name, 60)
     return tmp_path / "mine"
 
 
@@ -92,7 +91,7 @@ def test_what_fits_no_memory_is_streamed_alike(folder):
 
 
 @pytest.mark.parametrize("change", ["pixels", "another", "fewer", "class", "size"])
-def test_changed_pictures_are_another_data_set(folder, change):
+def test_changed_images_are_another_data_set(folder, change):
     before = open_dataset(settings_of(folder)).train.sha256
     settings = settings_of(folder)
     if change in ("pixels", "another"):
@@ -103,16 +102,16 @@ def test_changed_pictures_are_another_data_set(folder, change):
     elif change == "class":
         (folder / "ant" / "7.png").rename(folder / "bee" / "99.png")
     else:
-        settings = dataclasses.replace(settings, image_size=4)
+        settings = settings_of(folder, image_size=4)
     assert open_dataset(settings).train.sha256 != before
 
 
 def write_and_return(folder):
-    write_pictures(folder, 1, size=(20, 17))
+    write_images(folder, 1, size=(20, 17))
     return folder / "0.png"
 
 
-def test_broken_pictures_are_named_and_left_out_only_when_asked(folder, capsys):
+def test_broken_images_are_named_and_left_out_only_when_asked(folder, capsys):
     for number in (3, 30):
         (folder / "bee" / f"{number}.png").write_bytes(b"no picture")
     settings = settings_of(folder, test_share=1e-9)
@@ -120,14 +119,14 @@ def test_broken_pictures_are_named_and_left_out_only_when_asked(folder, capsys):
                        r"bee/30.png.*skip_broken=True"):  # fmt: skip
         _ = open_dataset(settings).train
     assert caches(folder) == []
-    skipping = dataclasses.replace(settings, skip_broken=True)
+    skipping = settings_of(folder, test_share=1e-9, skip_broken=True)
     for _ in range(2):  # The second time it comes from the cache, and is said again.
         assert len(open_dataset(skipping).train) == 116
         assert "2 broken pictures left out, 116 kept" in capsys.readouterr().err
 
 
-def test_nothing_but_broken_pictures_is_refused(tmp_path):
-    write_pictures(tmp_path / "mine" / "ant", 3)
+def test_nothing_but_broken_images_is_refused(tmp_path):
+    write_images(tmp_path / "mine" / "ant", 3)
     for path in (tmp_path / "mine" / "ant").iterdir():
         path.write_bytes(b"no picture")
     with pytest.raises(UserError, match="holds no picture that can be used"):
@@ -151,7 +150,7 @@ def test_damaged_caches_are_named(folder, damage):
         source = open_dataset(settings).train  # Streams do not look at every record at once.
         with pytest.raises(UserError, match=r"record \d+ of .*array_record is damaged: remove"):
             source.read(np.arange(len(source)))
-        settings = dataclasses.replace(settings, memory_gb=1.0)
+        settings = settings_of(folder, memory_gb=1.0)
     elif damage == "short":
         pictures.write_bytes(pictures.read_bytes()[:2000])
     elif damage == "labels":

@@ -4,17 +4,17 @@ import jax
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from small import data_settings
 
 from guided_distill.data.batches import Batches, batch_indices
-from guided_distill.data.dataset import DataSettings
 from guided_distill.data.pixels import to_float, to_uint8
 from guided_distill.data.registry import open_dataset
 from guided_distill.data.sources import ArraySource
-from guided_distill.training.sharding import batch_sharding
+from guided_distill.system.sharding import batch_sharding
 
 
 def test_digits_are_whole_and_their_splits_apart():
-    digits = open_dataset(DataSettings("digits"))
+    digits = open_dataset(data_settings("digits"))
     train, test = digits.train, digits.test
     assert (len(train), len(test), train.num_classes) == (1500, 297, 10)
     assert train.image_shape == (8, 8, 1) and train.images.dtype == np.uint8
@@ -25,14 +25,14 @@ def test_digits_are_whole_and_their_splits_apart():
     assert not any(image.tobytes() in seen for image in test.images)
 
 
-def test_pictures_survive_the_way_to_floats_and_back():
+def test_images_survive_the_way_to_floats_and_back():
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     assert (to_float(images).min(), to_float(images).max()) == (-1.0, 1.0)
     assert_array_equal(to_uint8(to_float(images)), images)
     assert_array_equal(to_uint8(np.array([-3.0, 3.0])), [0, 255])
 
 
-def test_hash_sees_pictures_labels_and_order():
+def test_hash_sees_images_labels_and_order():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (6, 2, 2, 1), dtype=np.uint8)
     labels = np.arange(6, dtype=np.int32)
@@ -63,7 +63,7 @@ def test_batches_are_a_function_of_seed_and_update():
 
 
 def test_batches_lie_on_the_devices_in_global_order():
-    source = open_dataset(DataSettings("digits")).train
+    source = open_dataset(data_settings("digits")).train
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     batches = Batches(source, batch_size=16, seed=0, sharding=batch_sharding(mesh))
     images, labels = batches(5)

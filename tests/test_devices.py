@@ -11,28 +11,31 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, environment, random_params, small_unet
-from test_training import LOSS, OPTIMIZER, W_RANGE, mesh_of
+from conftest import ROOT, environment, random_params, small_model
+from test_training import LOSS_WEIGHT, OPTIMIZER, W_RANGE, mesh_of
 
-from guided_distill import settings
-from guided_distill.compile_check import compile_check
 from guided_distill.data.registry import open_dataset
+from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.errors import UserError
+from guided_distill.jobs import compile_check
 from guided_distill.models.build import count_params
-from guided_distill.pipeline import Trainer
-from guided_distill.runs import load_config
-from guided_distill.stages import plan_stages
-from guided_distill.training import sharding
+from guided_distill.run import settings
+from guided_distill.run.programs import StagePrograms
+from guided_distill.run.settings import load_config
+from guided_distill.run.stages import plan_stages
+from guided_distill.run.trainer import Trainer
+from guided_distill.system import sharding
 from guided_distill.training.gradient import accumulated_gradient, batch_gradient
 from guided_distill.training.memory import check_fits
 from guided_distill.training.program import Program, count_collectives, shard_bytes
 from guided_distill.training.state import init_state
 from guided_distill.training.update import (
-    make_update_step_one,
-    make_update_step_two,
-    make_update_teacher,
+    Given,
+    make_update,
+    round_losses,
+    step_one_losses,
+    teacher_losses,
 )
-from guided_distill.updates import Updates
 
 BATCH = 16
 PARAMETER_BYTES = 4
@@ -60,28 +63,28 @@ def run_updates(kind, mesh, batch, *, num_updates, parts=1, remat="none", rate=1
     take_gradient = batch_gradient
     if parts > 1:
         take_gradient = functools.partial(accumulated_gradient, parts=parts, mesh=mesh)
-    on = dict(take_gradient=take_gradient, **LOSS)
-    teacher_network = small_unet(dropout=0.2, remat=remat)
-    network = small_unet(w_conditioned=True, remat=remat)
-    teacher = kind == "step_one" and random_params(small_unet(), seed=1)
-    teacher = teacher or random_params(network, seed=1)
-    fixed = [sharding.place(teacher, mesh), np.float32(W_RANGE)]
+    teacher = small_model(dropout=0.2 if kind == "teacher" else 0.0, remat=remat)
+    student = small_model(w_conditioned=True, remat=remat)
+    learns = teacher if kind == "teacher" else student
+    key, rate = sharding.put_key(jax.random.key(4), mesh), np.float32(rate)
+    given, decay = Given(key, rate), 0.9
     if kind == "teacher":
-        fixed, update = [], make_update_teacher(
-            teacher_network, OPTIMIZER, label_dropout=0.3, ema_decay=0.9, **on
-        )  # fmt: skip
-    elif kind == "step_one":
-        update = make_update_step_one(teacher_network, network, OPTIMIZER, ema_decay=0.9, **on)
+        losses = teacher_losses(teacher, label_dropout=0.3, loss_weight=LOSS_WEIGHT)
     else:
-        fixed += [np.int32(8), np.float32(np.inf)]
-        update = make_update_step_two(network, OPTIMIZER, algorithm=kind, factor=2, **on)
-    params = random_params(teacher_network if kind == "teacher" else network, seed=2)
-    state = init_state(params, OPTIMIZER, keep_ema=kind in ("teacher", "step_one"))
+        first = teacher if kind == "step_one" else student
+        teacher_params = sharding.place(random_params(first, seed=1), mesh)
+        given = Given(key, rate, teacher_params, np.float32(W_RANGE))
+        losses = step_one_losses(teacher, student, loss_weight=LOSS_WEIGHT)
+    if kind in ALGORITHMS:
+        given = given.replace(num_steps=np.int32(8), teacher_bound=np.float32(np.inf))
+        losses = round_losses(student, ALGORITHMS[kind], factor=2, loss_weight=LOSS_WEIGHT)
+        decay = None
+    update = make_update(losses, OPTIMIZER, name=kind, ema_decay=decay, take_gradient=take_gradient)
+    state = init_state(random_params(learns, seed=2), OPTIMIZER, keep_ema=decay is not None)
     state = sharding.place(state, mesh)
-    key = sharding.put_key(jax.random.key(4), mesh)
-    placed = [sharding.put(part, sharding.batch_sharding(mesh)) for part in batch]
+    placed = tuple(sharding.put(part, sharding.batch_sharding(mesh)) for part in batch)
     for _ in range(num_updates):
-        state, metrics = update(state, *fixed, key, np.float32(rate), *placed)
+        state, metrics = update(state, given, placed)
     return sharding.to_host(state.params), jax.device_get(metrics)
 
 
@@ -109,10 +112,10 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(batch, kind, mesh):
 def test_parts_are_reduced_over_the_devices_once():
     config = config_of("digits", "smoke")
     config.memory.gradient_accumulation = 4
-    updates = Updates(config, mesh_of(8), (8, 8, 1), 10)
+    programs = StagePrograms(config, mesh_of(8), (8, 8, 1), 10)
     teacher = plan_stages(config)[0]
-    state, _, _ = updates.shapes(teacher)
-    text = updates.lower(teacher).compile().as_text()
+    state, _, _ = programs.shapes(teacher)
+    text = programs.lower(teacher).compile().as_text()
     operations, size = count_collectives(text)["all-reduce"]
     assert operations == 1 and size <= 1.01 * PARAMETER_BYTES * count_params(state.params)
     reducing = next(part for part in text.split("\n\n") if " all-reduce(" in part)
@@ -130,13 +133,13 @@ def test_remat_changes_no_number(batch, remat):
 def test_remat_keeps_less_for_the_backward_pass():
     kept = {}
     for remat in ("none", "elementwise", "full"):
-        network = small_unet(remat=remat)
+        model = small_model(remat=remat)
         inputs = jnp.zeros((64, 8, 8, 1)), jnp.zeros(64), jnp.zeros(64, jnp.int32)
 
-        def forward(params, network=network, inputs=inputs):
-            return network.apply({"params": params}, *inputs)
+        def forward(params, model=model, inputs=inputs):
+            return model.apply(params, *inputs, None, None)
 
-        pullback = jax.eval_shape(lambda p, f=forward: jax.vjp(f, p)[1], random_params(network))
+        pullback = jax.eval_shape(lambda p, f=forward: jax.vjp(f, p)[1], random_params(model))
         kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(pullback))
     assert kept["full"] < 0.7 * kept["elementwise"] and kept["elementwise"] < 0.7 * kept["none"]
 
@@ -146,9 +149,9 @@ def test_state_per_device_is_the_share_of_the_fsdp_axis():
     config = config_of("imagenet64")
     held = {}
     for fsdp in (1, 2, 4, 8):
-        updates = Updates(config, mesh_of(8 // fsdp, fsdp), (64, 64, 3), 1000)
-        for stage in updates.kinds(plan_stages(config)):
-            trees = [tree for tree in updates.shapes(stage)[:2] if tree is not None]
+        programs = StagePrograms(config, mesh_of(8 // fsdp, fsdp), (64, 64, 3), 1000)
+        for stage in programs.kinds(plan_stages(config)):
+            trees = [tree for tree in programs.shapes(stage)[:2] if tree is not None]
             held[stage.name, fsdp] = sum(
                 shard_bytes(leaf, leaf.sharding) for leaf in jax.tree.leaves(trees)
             )
@@ -215,7 +218,7 @@ def test_collectives_are_counted_from_the_programs_text():
 
 def test_an_update_that_does_not_fit_is_refused_before_the_run(tmp_path):
     config = config_of("digits", "smoke")
-    dataset = open_dataset(settings.data_settings(config))
+    dataset = open_dataset(config.data)
     trainer = Trainer(config, tmp_path, dataset, on_stage_end=None)
     trainer.check_memory(plan_stages(config)[:1], None)
     with pytest.raises(UserError, match=r"teacher: an update takes .* which has 0.00: .*remat"):
@@ -252,4 +255,4 @@ def test_compile_check_names_what_it_needs(monkeypatch, tmp_path):
     config = config_of("digits", "smoke")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="v5e:2x4 needs libtpu, the TPU's compiler: pip install"):
-        compile_check(config, topology="v5e:2x4")
+        compile_check.run(compile_check.Request(config, topology="v5e:2x4"))

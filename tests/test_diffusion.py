@@ -160,7 +160,7 @@ def test_ddim_on_gaussian_data_converges_with_order_one(noise):
     for num_steps in (32, 64, 128):
         x = sample_ddim(
             gaussian_denoiser(spread), noise, jnp.zeros(16),
-            num_steps=num_steps, logsnr_fn=cosine_logsnr, clip=False,
+            num_steps=num_steps, logsnr_fn=cosine_logsnr, bound=None,
         )  # fmt: skip
         errors.append(np.abs(x - exact_gaussian_flow(noise, spread, 0.0)).max())
     orders = np.log2(np.array(errors[:-1]) / errors[1:])
@@ -204,7 +204,7 @@ def many():
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 8, 32])
 def test_stochastic_sampler_keeps_the_spread_of_the_ideal_jump_at_every_n(many, num_steps):
-    x = run_sampler("stochastic", ideal_jump(0.5, num_steps), many, num_steps=num_steps, clip=False)
+    x = run_sampler("stochastic", ideal_jump(0.5, num_steps), many, num_steps=num_steps, bound=None)
     assert_allclose(x.std(), 0.5, rtol=0.01)
     assert abs(x.mean()) < 0.01
 
@@ -214,7 +214,7 @@ def test_bias_of_the_posterior_mean_falls_as_one_over_n(many, name):
     denoise = gaussian_denoiser(0.5)
     biases = []
     for num_steps in (8, 16, 32):
-        x = run_sampler(name, denoise, many, num_steps=num_steps, clip=False)
+        x = run_sampler(name, denoise, many, num_steps=num_steps, bound=None)
         biases.append(abs(x.std().item() / 0.5 - 1))
     ratios = np.array(biases[:-1]) / np.array(biases[1:])
     assert np.all((1.5 < ratios) & (ratios < 2.7)), biases
@@ -245,14 +245,14 @@ def test_one_step_is_the_deterministic_sampler(noise, name):
     assert_array_equal(x, run_sampler("ddim", denoise, noise, num_steps=1))
 
 
-def test_encoding_and_decoding_return_the_picture_with_order_one(noise):
+def test_encoding_and_decoding_return_the_image_with_order_one(noise):
     """The exact flow is undone exactly, so what is left is the samplers' own error."""
     denoise, x = gaussian_denoiser(0.5), 0.5 * noise
     errors, latent_errors = [], []
     for num_steps in (32, 64, 128):
         z_1 = encode_ddim(denoise, x, jnp.zeros(16), num_steps=num_steps, logsnr_fn=cosine_logsnr)
         back = sample_ddim(
-            denoise, z_1, jnp.zeros(16), num_steps=num_steps, logsnr_fn=cosine_logsnr, clip=False
+            denoise, z_1, jnp.zeros(16), num_steps=num_steps, logsnr_fn=cosine_logsnr, bound=None
         )
         errors.append(np.abs(back - x).max())
         latent_errors.append(np.abs(z_1 - noise).max())  # x has the spread of noise times 0.5
@@ -261,7 +261,7 @@ def test_encoding_and_decoding_return_the_picture_with_order_one(noise):
         assert np.all((0.8 < orders) & (orders < 1.3)), (measured, orders)
 
 
-def test_encoding_climbs_the_grid_from_the_picture_and_never_clips(noise):
+def test_encoding_climbs_the_grid_from_the_image_and_never_clips(noise):
     seen = []
 
     def denoise(z, logsnr, w):
@@ -293,7 +293,7 @@ def test_sampler_calls_the_denoiser_on_the_grid_and_nowhere_else(noise, num_step
 @pytest.mark.parametrize("name", ["ddim", "stochastic", "ancestral"])
 def test_sampler_returns_the_last_prediction_clipped_on_request(noise, name):
     run = lambda clip: run_sampler(  # noqa: E731
-        name, constant_denoiser(1.5), noise, num_steps=3, clip=clip
+        name, constant_denoiser(1.5), noise, num_steps=3, bound=1.0 if clip else None
     )
     assert_array_equal(run(False), np.full(noise.shape, 1.5, np.float32))
     assert_array_equal(run(True), np.ones(noise.shape, np.float32))

@@ -9,11 +9,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from guided_distill.data.sources import ArraySource
-from guided_distill.diffusion.samplers import sample_stochastic
-from guided_distill.diffusion.schedule import cosine_logsnr
+from guided_distill.diffusion.schedule import cosine_schedule
 from guided_distill.errors import UserError
 from guided_distill.evaluation.classifier import load_or_train_classifier
-from guided_distill.evaluation.generate import Generator
 from guided_distill.evaluation.metrics import (
     Moments,
     frechet_distance,
@@ -21,9 +19,11 @@ from guided_distill.evaluation.metrics import (
     moments,
     rmse,
 )
-from guided_distill.evaluation.pictures import grid, save_grid
-from guided_distill.evaluation.report import table
-from guided_distill.training.sharding import make_mesh
+from guided_distill.models.model import Conditioning, Model
+from guided_distill.report.grids import grid, save_grid
+from guided_distill.report.tables import table
+from guided_distill.sampling.generator import Generator
+from guided_distill.system.sharding import make_mesh
 
 
 def random_gaussian(seed, dim=5, rank=None):
@@ -85,24 +85,23 @@ def test_rmse_is_the_root_of_the_mean_square():
 
 
 def make_generator(batch_size):
-    def run(denoise, z_1, w, keys, num_steps):
-        return sample_stochastic(
-            denoise, z_1, w, keys, num_steps=num_steps, logsnr_fn=cosine_logsnr
-        )
-
-    return Generator(
-        lambda params, labels: gaussian_denoiser(0.4),
-        run,
-        image_shape=(4, 4, 1),
-        mesh=make_mesh(),
-        batch_size=batch_size,
+    """Of a model that knows the data, N(0, 0.4²), exactly."""
+    denoise = gaussian_denoiser(0.4)
+    model = Model(
+        apply=lambda params, z, logsnr, cond, w, dropout_keys: denoise(z, logsnr, w),
+        init=lambda key: {},
+        prediction="x",
+        schedule=cosine_schedule(),
+        conditioning=Conditioning(null=3),
+        sample_shape=(4, 4, 1),
     )
+    return Generator(model, "stochastic", guided=False, mesh=make_mesh(), batch_size=batch_size)
 
 
 def draw(batch_size, n, first=0, seed=3):
     indices = np.arange(first, first + n)
     return make_generator(batch_size)(
-        {}, labels=indices % 3, w=np.zeros(n), indices=indices, num_steps=2, seed=seed
+        {}, cond=indices % 3, w=np.zeros(n), indices=indices, num_steps=2, seed=seed
     )
 
 
@@ -174,7 +173,7 @@ def test_table_marks_the_best_few_call_model_in_each_column():
 
 def test_exact_gaussian_samples_have_the_spread_of_the_data():
     x = make_generator(64)(
-        {}, labels=np.zeros(256), w=np.zeros(256), indices=np.arange(256), num_steps=200, seed=0
+        {}, cond=np.zeros(256), w=np.zeros(256), indices=np.arange(256), num_steps=200, seed=0
     )
     assert_allclose(np.std(x), 0.4, rtol=0.05)
     assert jnp.asarray(x).dtype == jnp.float32

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
+from small import data_settings
 
-from guided_distill.data.dataset import DataSettings, hold_out
+from guided_distill.data.dataset import hold_out
 from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
 
@@ -18,7 +19,7 @@ DEBIAN_FASHION = pathlib.Path("/usr/share/datasets/fashion-mnist")
 RNG = np.random.default_rng(0)
 
 
-def write_pictures(folder, count, size=(20, 16), suffix=".png"):
+def write_images(folder, count, size=(20, 16), suffix=".png"):
     """`count` random pictures `0.png`, …; returns them as arrays."""
     folder.mkdir(parents=True, exist_ok=True)
     images = [RNG.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(count)]
@@ -31,13 +32,13 @@ def write_pictures(folder, count, size=(20, 16), suffix=".png"):
 def folder(tmp_path):
     """Three classes of 4, 6 and 10 pictures."""
     for name, count in {"ant": 4, "bee": 6, "cat": 10}.items():
-        write_pictures(tmp_path / "mine" / name, count)
+        write_images(tmp_path / "mine" / name, count)
     return tmp_path / "mine"
 
 
 def settings_of(path, **kwargs):
     defaults = dict(image_size=8, cache=str(pathlib.Path(path).parent / "cache"))
-    return DataSettings("folder", path=str(path), **(defaults | kwargs))
+    return data_settings("folder", path=str(path), **(defaults | kwargs))
 
 
 def test_subfolders_are_classes_and_every_class_is_held_out_in_part(folder):
@@ -55,18 +56,18 @@ def test_train_and_test_folders_are_the_splits(folder, tmp_path):
     both = tmp_path / "both"
     both.mkdir()
     os.rename(folder, both / "train")
-    write_pictures(both / "val" / "bee", 3)
+    write_images(both / "val" / "bee", 3)
     dataset = open_dataset(settings_of(both))
     assert (len(dataset.train), len(dataset.test)) == (20, 3)
     assert set(dataset.test.labels) == {1}
-    write_pictures(both / "val" / "dog", 1)
+    write_images(both / "val" / "dog", 1)
     with pytest.raises(UserError, match="is of class dog, which the training pictures do not have"):
         open_dataset(settings_of(both))
 
 
 def test_mixed_sizes_formats_and_colours_fit_one_shape(folder):
-    write_pictures(folder / "ant", 3, size=(9, 31), suffix=".jpg")
-    write_pictures(folder / "ant", 3, size=(40, 8), suffix=".webp")
+    write_images(folder / "ant", 3, size=(9, 31), suffix=".jpg")
+    write_images(folder / "ant", 3, size=(40, 8), suffix=".webp")
     Image.fromarray(RNG.integers(0, 256, (5, 5), dtype=np.uint8)).save(folder / "ant" / "grey.png")
     dataset = open_dataset(settings_of(folder))
     assert len(dataset.train) + len(dataset.test) == 27
@@ -140,7 +141,7 @@ def test_folders_that_cannot_be_learnt_are_named(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no pictures"):
         open_dataset(settings_of(tmp_path / "empty"))
-    write_pictures(tmp_path / "one" / "ant", 1)
+    write_images(tmp_path / "one" / "ant", 1)
     with pytest.raises(UserError, match="holds 1 picture, and no class has two"):
         open_dataset(settings_of(tmp_path / "one"))
 
@@ -153,8 +154,8 @@ def test_files_that_are_not_read_are_counted(folder, capsys):
     assert len(dataset.train) + len(dataset.test) == 20
 
 
-def test_pictures_without_classes_are_one_class(tmp_path):
-    write_pictures(tmp_path / "flat", 12)
+def test_images_without_classes_are_one_class(tmp_path):
+    write_images(tmp_path / "flat", 12)
     dataset = open_dataset(settings_of(tmp_path / "flat"))
     assert dataset.num_classes == 1 and set(dataset.train.labels) == {0}
 
@@ -199,7 +200,7 @@ def write_mnist(folder, suffix=""):
 def test_idx_folders_are_read_and_padded(tmp_path, suffix):
     write_mnist(tmp_path / "mnist", suffix)
     dataset = open_dataset(
-        DataSettings("idx", path=str(tmp_path / "mnist"), image_size=8, fit="pad")
+        data_settings("idx", path=str(tmp_path / "mnist"), image_size=8, fit="pad")
     )
     assert dataset.name == "mnist" and dataset.num_classes == 3
     assert dataset.train.images.shape == (30, 8, 8, 1) and dataset.test.images.shape[0] == 10
@@ -208,7 +209,7 @@ def test_idx_folders_are_read_and_padded(tmp_path, suffix):
 
 def test_idx_folders_that_are_damaged_are_named(tmp_path):
     def opened():
-        return open_dataset(DataSettings("idx", path=str(folder)))
+        return open_dataset(data_settings("idx", path=str(folder)))
 
     folder = tmp_path / "mnist"
     with pytest.raises(UserError, match="is no folder: data.name=idx needs one"):
@@ -238,7 +239,7 @@ def test_idx_folders_that_are_damaged_are_named(tmp_path):
     not DEBIAN_FASHION.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
 )
 def test_fashion_mnist_is_whole():
-    dataset = open_dataset(DataSettings("idx", path=str(DEBIAN_FASHION), image_size=32, fit="pad"))
+    dataset = open_dataset(data_settings("idx", path=str(DEBIAN_FASHION), image_size=32, fit="pad"))
     assert_array_equal(np.bincount(dataset.train.labels), [6_000] * 10)
     assert_array_equal(np.bincount(dataset.test.labels), [1_000] * 10)
     assert dataset.image_shape == (32, 32, 1)
@@ -250,23 +251,23 @@ def test_npz_arrays_are_read(tmp_path):
     images = RNG.integers(0, 256, (20, 6, 6, 3), dtype=np.uint8)
     path = tmp_path / "mine.npz"
     np.savez(path, images=images, labels=np.arange(20) % 4)
-    dataset = open_dataset(DataSettings("npz", path=str(path)))
+    dataset = open_dataset(data_settings("npz", path=str(path)))
     assert (dataset.name, dataset.num_classes, dataset.image_shape) == ("mine", 4, (6, 6, 3))
     assert len(dataset.train) == 16 and len(dataset.test) == 4
     np.savez(path, images=images, labels=np.arange(20) % 4, test_images=images[:4],
              test_labels=np.arange(4))  # fmt: skip
-    assert len(open_dataset(DataSettings("npz", path=str(path))).train) == 20
+    assert len(open_dataset(data_settings("npz", path=str(path))).train) == 20
     np.savez(path, images=images[..., 0])
-    unlabelled = open_dataset(DataSettings("npz", path=str(path)))
+    unlabelled = open_dataset(data_settings("npz", path=str(path)))
     assert unlabelled.num_classes == 1 and unlabelled.image_shape == (6, 6, 1)
 
 
 SQUARE = np.zeros((6, 4, 4, 3), np.uint8)
 ARRAYS = {
-    "has no array `images`": dict(pictures=SQUARE),
+    "has no array 'images'": dict(pictures=SQUARE),
     "must be uint8": dict(images=SQUARE.astype(np.float32), labels=np.arange(6)),
     r"got uint8 \[6\]": dict(images=SQUARE[:, 0, 0, 0]),
-    "`labels` must be 6 integers": dict(images=SQUARE, labels=np.arange(5)),
+    "'labels' must be 6 integers": dict(images=SQUARE, labels=np.arange(5)),
     "must be 6 integers, got float64": dict(images=SQUARE, labels=np.arange(6.0)),
     "label -1 of picture 2 is below 0": dict(images=SQUARE, labels=np.array([0, 0, -1, 1, 1, 0])),
     "class 1 has no picture": dict(images=SQUARE, labels=np.array([0, 0, 2, 2, 2, 0])),
@@ -285,10 +286,10 @@ def test_npz_arrays_that_are_wrong_are_named(tmp_path, message):
     else:
         path.write_bytes(b"hello")
     with pytest.raises(UserError, match=message):
-        open_dataset(DataSettings("npz", path=str(path)))
+        open_dataset(data_settings("npz", path=str(path)))
 
 
 def test_npz_with_code_in_it_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.array([{"a": 1}], dtype=object))
     with pytest.raises(UserError, match="no readable .npz"):
-        open_dataset(DataSettings("npz", path=str(tmp_path / "x.npz")))
+        open_dataset(data_settings("npz", path=str(tmp_path / "x.npz")))

@@ -27,7 +27,7 @@ from guided_distill.evaluation.metrics import (
     squared_mmd,
 )
 from guided_distill.evaluation.pytorch_weights import read_state_dict
-from guided_distill.training.sharding import make_mesh
+from guided_distill.system.sharding import make_mesh
 
 needs_torch = pytest.mark.skipif(
     not (importlib.util.find_spec("torch") and importlib.util.find_spec("torch_fidelity")),
@@ -263,7 +263,7 @@ def test_our_weights_file_notices_damage(ours, tmp_path):
     with pytest.raises(UserError, match=r"x.npz is missing: the field uses pt_inception"):
         load_inception(tmp_path / "x.npz")
     (tmp_path / "x.npz").write_bytes(b"something else")
-    with pytest.raises(UserError, match="is no weights file of --mode=convert_inception"):
+    with pytest.raises(UserError, match="is no weights file of the job convert_inception"):
         load_inception(tmp_path / "x.npz")
     with np.load(ours[2]) as file:
         flat = {name: file[name] for name in file.files}

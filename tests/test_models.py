@@ -6,29 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, random_params, small_unet
+from conftest import ROOT, random_params, small_model, small_unet
 from numpy.testing import assert_allclose, assert_array_equal
 
 from guided_distill.diffusion.guidance import guide
 from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
-from guided_distill.models.build import build_unet, count_params, init_params
-from guided_distill.models.denoiser import (
-    bind,
-    bind_guided,
-    clip_prediction,
-    drop_labels,
-    init_student,
-)
+from guided_distill.models.build import count_params, unet_model
 from guided_distill.models.embeddings import embed_logsnr, embed_w
+from guided_distill.models.model import Conditioning, clip_prediction
+from guided_distill.models.student import init_student
 from guided_distill.models.unet import Dropout
 
 BATCH = 6
 
 
-def fresh_params(network):
+def fresh_params(model):
     """As training starts from."""
-    init = jax.jit(lambda key: init_params(network, key, (8, 8, 1)))
-    return init(jax.random.key(0))
+    return jax.jit(model.init)(jax.random.key(0))
 
 
 @pytest.fixture
@@ -55,13 +49,15 @@ def test_paper_configs_build_the_papers_networks(
     """By shape only: the teacher's count, and the student's, which has a w branch more."""
     config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](variant)
     counts = []
-    for w_conditioned in (False, True):
-        network = build_unet(config.model, num_classes=num_classes, w_conditioned=w_conditioned)
-        shapes = jax.eval_shape(
-            lambda key, network=network: init_params(network, key, image_shape),
-            jax.random.key(0),
+    for knows_w in (False, True):
+        model = unet_model(
+            config.model,
+            config.schedule,
+            image_shape=image_shape,
+            num_classes=num_classes,
+            knows_w=knows_w,
         )
-        counts.append(count_params(shapes))
+        counts.append(count_params(jax.eval_shape(model.init, jax.random.key(0))))
     width = config.model.width
     assert counts[0] + (out_channels - 3) * (9 * width + 1) == expected
     emb = 4 * width
@@ -77,27 +73,26 @@ def test_paper_configs_build_the_papers_networks(
     ],
 )
 def test_unet_takes_any_width_square_size_and_channel_count(settings, shape):
-    network = small_unet(**settings)
-    params = random_params(network, shape)
+    model = small_model(image_shape=shape, **settings)
     z = jax.random.normal(jax.random.key(0), (2, *shape))
-    out = network.apply({"params": params}, z, jnp.zeros(2), jnp.zeros(2, jnp.int32))
+    out = model.apply(random_params(model), z, jnp.zeros(2), jnp.zeros(2, jnp.int32), None, None)
     assert out.shape == z.shape and out.dtype == jnp.float32 and np.isfinite(out).all()
 
 
 def test_fresh_unet_predicts_zero(inputs):
-    network = small_unet()
-    params = fresh_params(network)
-    assert_array_equal(network.apply({"params": params}, *inputs[:3]), np.zeros((BATCH, 8, 8, 1)))
+    model = small_model()
+    out = model.apply(fresh_params(model), *inputs[:3], None, None)
+    assert_array_equal(out, np.zeros((BATCH, 8, 8, 1)))
 
 
 @pytest.mark.parametrize("w", [0.0, 0.3, 4.0])
 def test_fresh_student_equals_the_conditional_teacher_for_every_w(inputs, w):
     z, logsnr, labels, _ = inputs
-    teacher_network, student_network = small_unet(), small_unet(w_conditioned=True)
-    teacher_params = random_params(teacher_network)
-    student_params = init_student(fresh_params(student_network), teacher_params)
-    teacher = bind(teacher_network, teacher_params, labels, prediction="v")
-    student = bind(student_network, student_params, labels, prediction="v")
+    teacher_model, student_model = small_model(), small_model(w_conditioned=True)
+    teacher_params = random_params(teacher_model)
+    student_params = init_student(fresh_params(student_model), teacher_params)
+    teacher = teacher_model.denoiser(teacher_params, labels)
+    student = student_model.denoiser(student_params, labels)
     weights = jnp.full(BATCH, w)
     expected = teacher(z, logsnr, weights)
     assert_allclose(student(z, logsnr, weights), expected, rtol=1e-5, atol=1e-5)
@@ -106,45 +101,45 @@ def test_fresh_student_equals_the_conditional_teacher_for_every_w(inputs, w):
 
 def test_students_new_parameters_are_the_w_branch_and_learn(inputs):
     z, logsnr, labels, w = inputs
-    network = small_unet(w_conditioned=True)
-    teacher_params = random_params(small_unet())
-    params = init_student(fresh_params(network), teacher_params)
+    model = small_model("x", w_conditioned=True)
+    teacher_params = random_params(small_model())
+    params = init_student(fresh_params(model), teacher_params)
     assert set(params) - set(teacher_params) == {"w_0", "w_1"}
 
     def loss(params):
-        return jnp.mean(bind(network, params, labels, prediction="x")(z, logsnr, w) ** 2)
+        return jnp.mean(model.denoiser(params, labels)(z, logsnr, w) ** 2)
 
     grads = jax.grad(loss)(params)
     assert np.abs(grads["w_1"]["kernel"]).max() > 0
 
 
 def test_student_of_another_architecture_is_refused():
-    fresh = random_params(small_unet(w_conditioned=True))
+    fresh = random_params(small_model(w_conditioned=True))
     with pytest.raises(ValueError, match="unexpected .*conv_0"):
-        init_student({"w_0": fresh["w_0"]}, random_params(small_unet()))
+        init_student({"w_0": fresh["w_0"]}, random_params(small_model()))
     with pytest.raises(ValueError, match="of another shape .*conv_in"):
-        wider = random_params(small_unet(width=12, w_conditioned=True))
-        init_student(wider, random_params(small_unet()))
+        wider = random_params(small_model(width=12, w_conditioned=True))
+        init_student(wider, random_params(small_model()))
 
 
 def test_guided_pair_is_the_combination_of_two_passes(inputs):
     z, logsnr, labels, w = inputs
-    network = small_unet()
-    params = random_params(network)
-    null = jnp.full_like(labels, 3)
-    cond = bind(network, params, labels, prediction="v")(z, logsnr, w)
-    uncond = bind(network, params, null, prediction="v")(z, logsnr, w)
-    guided = bind_guided(network, params, labels, null, prediction="v")(z, logsnr, w)
+    model = small_model()
+    params = random_params(model)
+    cond, uncond = (half(z, logsnr, w) for half in model.pair(params, labels))
+    guided = model.guided(params, labels)(z, logsnr, w)
+    null = model.denoiser(params, jnp.full_like(labels, 3))(z, logsnr, w)
+    assert_array_equal(uncond, null)
     assert_allclose(guided, guide(cond, uncond, w), atol=2e-5)
     assert np.abs(cond - uncond)[labels != 3].max() > 1e-3
 
 
 def test_labels_matter_and_the_null_label_is_shared_by_all_classes(inputs):
     z, logsnr, _, _ = inputs
-    network = small_unet()
-    params = random_params(network)
-    predict = lambda label: network.apply(  # noqa: E731
-        {"params": params}, z, logsnr, jnp.full(BATCH, label)
+    model = small_model()
+    params = random_params(model)
+    predict = lambda label: model.apply(  # noqa: E731
+        params, z, logsnr, jnp.full(BATCH, label), None, None
     )
     assert np.abs(predict(0) - predict(1)).max() > 1e-3
     assert np.abs(predict(0) - predict(3)).max() > 1e-3
@@ -161,27 +156,28 @@ def test_clipped_prediction_is_the_prediction_inside_its_bound(inputs):
 def test_label_dropout_has_its_rate_and_touches_nothing_else():
     labels = jnp.tile(jnp.arange(3), 2000)
     keys = jax.random.split(jax.random.key(0), 6000)
-    dropped = drop_labels(labels, keys, null_label=3, rate=0.1)
+    conditioning = Conditioning(null=3)
+    dropped = conditioning.drop(labels, keys, 0.1)
     assert_allclose(np.mean(dropped == 3), 0.1, atol=0.015)
     assert_array_equal(dropped[dropped != 3], labels[dropped != 3])
-    assert_array_equal(drop_labels(labels, keys, null_label=3, rate=0.0), labels)
+    assert_array_equal(conditioning.drop(labels, keys, 0.0), labels)
 
 
 @pytest.mark.parametrize("prediction", sorted(X_FROM_PREDICTION))
 def test_denoiser_reads_each_kind_of_prediction(inputs, prediction):
     z, logsnr, labels, w = inputs
-    network = small_unet()
-    params = random_params(network)
-    raw = network.apply({"params": params}, z, logsnr, labels)
-    x_hat = bind(network, params, labels, prediction=prediction)(z, logsnr, w)
+    model = small_model(prediction)
+    params = random_params(model)
+    raw = model.apply(params, z, logsnr, labels, None, None)
+    x_hat = model.denoiser(params, labels)(z, logsnr, w)
     assert_array_equal(x_hat, X_FROM_PREDICTION[prediction](raw, z, logsnr))
 
 
 def test_bfloat16_network_stays_close_and_returns_float32(inputs):
     z, logsnr, labels, w = inputs
-    params = random_params(small_unet())
-    exact = bind(small_unet(), params, labels, prediction="v")(z, logsnr, w)
-    coarse = bind(small_unet(dtype=jnp.bfloat16), params, labels, prediction="v")(z, logsnr, w)
+    params = random_params(small_model())
+    exact = small_model().denoiser(params, labels)(z, logsnr, w)
+    coarse = small_model(dtype=jnp.bfloat16).denoiser(params, labels)(z, logsnr, w)
     assert coarse.dtype == jnp.float32
     assert 0 < np.abs(coarse - exact).max() < 0.1 * np.abs(exact).max()
 
@@ -200,7 +196,7 @@ def test_dropout_keeps_the_mean_and_depends_on_each_examples_key_alone():
 def test_dropout_layers_draw_different_masks(inputs):
     z, logsnr, labels, _ = inputs
     network = small_unet(dropout=0.5)
-    params = random_params(network)
+    params = random_params(small_model(dropout=0.5))
     keys = jax.random.split(jax.random.key(0), BATCH)
     _, state = network.apply(
         {"params": params}, z, logsnr, labels, None, keys,

@@ -30,9 +30,9 @@ def test_the_notebook_trains_compares_samples_and_translates(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cpu" in done.stdout
     shown = json.loads((tmp_path / "shown.json").read_text())
-    pictures = {cell: sum("image/png" in kinds for kinds in shown[cell]) for cell in shown}
-    assert pictures["train"] == SAMPLED and pictures["tpu"] == SAMPLED + 1
-    assert pictures["compare"] == pictures["dial"] == pictures["translate"] == 1
+    images = {cell: sum("image/png" in kinds for kinds in shown[cell]) for cell in shown}
+    assert images["train"] == SAMPLED and images["tpu"] == SAMPLED + 1
+    assert images["compare"] == images["dial"] == images["translate"] == 1
     for workdir in (run, tpu):
         assert (tmp_path / workdir / "report" / "index.html").exists()
 

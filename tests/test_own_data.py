@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT, environment
-from own_pictures import SHAPES, write_folder
+from own_images import SHAPES, write_folder
 from PIL import Image
 
 SMALL = [

@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from guided_distill.evaluation.paper_tables import (
+from guided_distill.report.paper_tables import (
     load_paper_results,
     misprints,
     naive_against_ddim,
@@ -126,9 +126,11 @@ def test_samplers_are_compared_only_where_both_are_there():
 
 
 def test_training_costs_add_up_over_the_rounds():
-    stage = lambda n, evaluations: dict(num_steps=n, factor=2, evaluations=evaluations)  # noqa: E731
+    def stage(n, evaluations, algorithm="deterministic"):
+        return dict(num_steps=n, factor=2, evaluations=evaluations, algorithm=algorithm)
+
     stages = {f"step_two/deterministic/{n:04d}": stage(n, 10 * n) for n in (1, 2, 4)}
-    stages["step_two/stochastic/0001"] = stage(1, 1000)
+    stages["step_two/stochastic/0001"] = stage(1, 1000, "stochastic")
     rows = [dict(model="student", num_steps=n, w=w, fid=n + w) for n in (1, 4) for w in (0.0, 1.0)]
     costs = training_costs("a", rows, stages)
     assert [(c["num_steps"], c["evaluations"]) for c in costs] == [(4, 40), (1, 70)]

@@ -12,9 +12,9 @@ import optax
 import pytest
 from conftest import ROOT, command, environment, params_hashes
 
-from guided_distill import processes
-from guided_distill.training.checkpoint import load_params, read_json
-from guided_distill.watch import LOST_EXIT
+from guided_distill.system import processes
+from guided_distill.system.files import load_params, read_json
+from guided_distill.system.watch import LOST_EXIT
 
 STAGES = ("teacher", "step_one")
 LONGER = ("--config.teacher.num_updates=40", "--config.checkpoint_every=8")  # To be stopped in.

@@ -30,7 +30,7 @@ def source():
     return ArraySource("noise", images, np.zeros(2500, np.int32), 1)
 
 
-def test_statistics_are_those_of_all_pictures_and_survive_the_disk(source, tmp_path):
+def test_statistics_are_those_of_all_images_and_survive_the_disk(source, tmp_path):
     stats = compute_reference(source, extractor())
     features, _ = extractor().apply(source.images)
     assert_allclose(stats.mean, features.mean(axis=0), rtol=1e-6)
@@ -85,7 +85,7 @@ def test_metrics_do_not_depend_on_the_batches(source):
 
 def test_statistics_that_do_not_fit_are_refused(source, tmp_path):
     path = tmp_path / "stats.npz"
-    with pytest.raises(UserError, match="stats.npz is missing: --mode=reference_stats makes it"):
+    with pytest.raises(UserError, match="stats.npz is missing: the job reference_stats makes it"):
         load_reference(path, source, extractor())
     path.write_bytes(b"something else")
     with pytest.raises(UserError, match="is no reference statistics with mu and sigma"):

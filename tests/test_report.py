@@ -10,12 +10,13 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 from guided_distill.data.sources import ArraySource
-from guided_distill.evaluation.evaluate import merge_draws
+from guided_distill.evaluation.comparison import merge_draws
 from guided_distill.evaluation.features import FeatureExtractor
-from guided_distill.evaluation.html import write_html
-from guided_distill.evaluation.nearest import nearest_pictures
+from guided_distill.evaluation.nearest import nearest_images
 from guided_distill.evaluation.reference import compute_reference
-from guided_distill.evaluation.report import distance_name, distance_words, gap_table, table
+from guided_distill.report.html import write_html
+from guided_distill.report.run_report import distance_name, distance_words, fewest_calls
+from guided_distill.report.tables import gap_table, table
 
 TEXT = """# A run: of <digits>
 
@@ -125,7 +126,7 @@ def test_gaps_are_put_together_over_time():
     assert_allclose([float(v) for v in re.findall(r"\d\.\d{4}", line)], expected, atol=1e-4)
 
 
-def test_a_copied_training_picture_is_its_own_nearest():
+def test_a_copied_training_image_is_its_own_nearest():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 4, 4, 1), np.uint8)
     source = ArraySource("noise", images, np.zeros(60, np.int32), 1)
@@ -134,9 +135,9 @@ def test_a_copied_training_picture_is_its_own_nearest():
     )
     reference = compute_reference(source, extractor)
     pictures = {("student", n, 0.0): images[[7, 30]] for n in (1, 4)}
-    ((title, block),) = nearest_pictures(pictures, extractor, reference, source).items()
+    ((title, block),) = nearest_images(fewest_calls(pictures), extractor, reference, source).items()
     assert title == "N = 1, w = 0" and list(block)[:2] == ["sample", "nearest 1"]
     np.testing.assert_array_equal(block["nearest 1"], images[[7, 30]])
     assert not np.array_equal(block["nearest 2"], images[[7, 30]])
     other = ArraySource("other", images[::-1].copy(), np.zeros(60, np.int32), 1)
-    assert nearest_pictures(pictures, extractor, reference, other) == {}
+    assert nearest_images(fewest_calls(pictures), extractor, reference, other) == {}

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from guided_distill.evaluation.evaluate import Contender, Evaluation
+from guided_distill.evaluation.comparison import Comparison
+from guided_distill.evaluation.contenders import REFERENCES, Contender
 from guided_distill.evaluation.features import FeatureExtractor
 from guided_distill.evaluation.reference import ReferenceStats
 
@@ -18,17 +19,14 @@ class Killed(Exception):
 
 
 @dataclasses.dataclass
-class Folder:
+class Stage:
     """Stands for a finished stage."""
 
-    name: str
+    params: str
 
     @property
     def record(self):
-        return {"params_sha256": self.name}
-
-    def load(self):
-        return self.name, self.record
+        return {"params_sha256": self.params}
 
 
 class FakeGenerator:
@@ -37,7 +35,7 @@ class FakeGenerator:
     def __init__(self):
         self.drawn, self.calls_left = [], None
 
-    def __call__(self, params, *, labels, w, indices, num_steps, seed):
+    def __call__(self, params, *, cond, w, indices, num_steps, seed):
         if self.calls_left is not None:
             if self.calls_left == 0:
                 raise Killed
@@ -61,14 +59,17 @@ REFERENCE = ReferenceStats(
 
 
 def evaluation(folder, batch_size=BATCH):
-    return Evaluation(
+    return Comparison(
         folder, REFERENCE, EXTRACTOR, EXTRACTOR,
         num_classes=2, image_shape=SHAPE, num_samples=N, batch_size=batch_size, seed=0,
     )  # fmt: skip
 
 
 def contenders(generator):
-    make = lambda model, n: Contender(model, "ddim", n, 1, Folder(model), generator)  # noqa: E731
+    def make(model, n):
+        compares_with = REFERENCES if model == "student" else ("teacher",)
+        return Contender(model, "ddim", n, 1, Stage(model), generator, compares_with=compares_with)
+
     return [make("teacher", 8), make("step_one", 8), make("student", 2), make("student", 1)]
 
 
@@ -81,7 +82,7 @@ def rows_of(folder, generator, **kwargs):
 
 @pytest.mark.parametrize("calls", [3, 5, 9, 20])
 def test_a_killed_evaluation_goes_on_and_ends_the_same(tmp_path, calls):
-    expected, expected_pictures = rows_of(tmp_path / "whole", FakeGenerator())
+    expected, expected_images = rows_of(tmp_path / "whole", FakeGenerator())
     generator = FakeGenerator()
     generator.calls_left = calls
     with pytest.raises(Killed):
@@ -90,7 +91,7 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(tmp_path, calls):
     before = len(generator.drawn)
     rows, pictures = rows_of(tmp_path / "killed", generator)
     assert rows == expected
-    for key, images in expected_pictures.items():
+    for key, images in expected_images.items():
         np.testing.assert_array_equal(pictures[key], images)
     # No sample of a reference is drawn twice, but for the one of the warm-up.
     references = [d for d in generator.drawn if d[0] in ("teacher", "step_one") and d[2] > 0]
@@ -126,9 +127,9 @@ def test_references_are_compared_with_and_students_with_step_one(tmp_path):
 def test_a_row_of_another_ancestral_mix_is_measured_anew(tmp_path):
     def rows(mix):
         generator = FakeGenerator()
-        teacher = Contender("teacher", "ddim", 8, 1, Folder("teacher"), generator)
+        teacher = Contender("teacher", "ddim", 8, 1, Stage("teacher"), generator)
         baseline = Contender(
-            "ancestral", "ancestral", 2, 2, Folder("teacher"), generator, ancestral_mix=mix
+            "ancestral", "ancestral", 2, 2, Stage("teacher"), generator, ancestral_mix=mix
         )
         evaluation(tmp_path).run([teacher, baseline], [0.0])
         return len(generator.drawn)

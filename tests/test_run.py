@@ -12,19 +12,23 @@ import numpy as np
 import pytest
 from conftest import ROOT, command, compilations, environment, params_hashes
 from PIL import Image
+from small import data_settings
 
 import guided_distill
-from guided_distill import jobs, settings
-from guided_distill.data.dataset import DataSettings
 from guided_distill.data.pixels import to_uint8
 from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
-from guided_distill.sample import sample as draw_samples
-from guided_distill.stages import plan_stages
+from guided_distill.jobs import evaluate, reference_stats
+from guided_distill.jobs import sample as sampling
+from guided_distill.jobs.measure_images import measure_images
+from guided_distill.jobs.train import train
+from guided_distill.run import settings
+from guided_distill.run.settings import read_config
+from guided_distill.run.stages import plan_stages
 
 HOLD = """
 import time
-from guided_distill.locks import hold_lock
+from guided_distill.system.locks import hold_lock
 with hold_lock({path!r}, on_taken=None):
     print("held", flush=True)
     time.sleep(600)
@@ -55,7 +59,7 @@ def tiny_config():
 def train_counting_compilations(workdir):
     """Runs the tiny config; names of everything that was compiled."""
     with compilations() as names:
-        jobs.train(tiny_config(), workdir)
+        train(tiny_config(), workdir)
     return names
 
 
@@ -127,7 +131,7 @@ def test_a_finished_run_says_so_and_changes_nothing(finished, capsys):
     before = hashes(workdir)
     written = (workdir / "report" / "results.json").stat().st_mtime_ns
     capsys.readouterr()
-    jobs.train(tiny_config(), workdir)
+    train(tiny_config(), workdir)
     assert "this run is finished" in capsys.readouterr().err
     assert hashes(workdir) == before
     assert (workdir / "report" / "results.json").stat().st_mtime_ns == written
@@ -138,13 +142,13 @@ def test_another_config_is_refused_with_the_keys_that_differ(finished):
     config.teacher.num_updates = 13
     config.model.width = 12
     with pytest.raises(UserError, match=r"model.width: 8 there, 12 here; teacher.num_updates: 12"):
-        jobs.train(config, finished[0])
+        train(config, finished[0])
 
 
 def test_evaluation_settings_may_change_in_a_finished_run(copied):
     config = tiny_config()
     config.evaluation.num_samples = 20
-    jobs.train(config, copied)
+    train(config, copied)
     results = json.loads((copied / "report" / "results.json").read_text())
     assert {row["n"] for row in results["rows"]} == {20}
 
@@ -152,7 +156,7 @@ def test_evaluation_settings_may_change_in_a_finished_run(copied):
 def test_damaged_params_are_restored_from_the_checkpoint(copied, capsys):
     before = hashes(copied)
     shutil.rmtree(copied / "step_one" / "params" / "d")
-    jobs.train(tiny_config(), copied)
+    train(tiny_config(), copied)
     assert "finishing the stage again from its checkpoint" in capsys.readouterr().err
     assert hashes(copied) == before
 
@@ -172,36 +176,36 @@ def test_a_round_resumed_half_way_ends_the_same_and_compiles_once(copied):
 
 def test_a_stage_can_learn_from_another_workdir(finished, tmp_path):
     source, _ = finished
-    jobs.train(
-        tiny_config(), tmp_path, stage_name="step_two/0004",
+    train(
+        tiny_config(), tmp_path, stage="step_two/0004",
         teacher=source / "step_two" / "deterministic" / "0008",
     )  # fmt: skip
     stage = STAGES[3]
     assert hashes(tmp_path)[stage] == hashes(source)[stage]
     with pytest.raises(UserError, match="a student of 2 steps needs a teacher of 4, .* has 8"):
-        jobs.train(
-            tiny_config(), tmp_path, stage_name="step_two/0002",
+        train(
+            tiny_config(), tmp_path, stage="step_two/0002",
             teacher=source / "step_two" / "deterministic" / "0008",
         )  # fmt: skip
     with pytest.raises(UserError, match="holds no finished stage"):
-        jobs.train(tiny_config(), tmp_path / "new", stage_name="step_one")
+        train(tiny_config(), tmp_path / "new", stage="step_one")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
     config = tiny_config()
     config.teacher.learning_rate = 1e30
     with pytest.raises(UserError, match=r"(loss|grad_norm) is (nan|inf) at update \d+"):
-        jobs.train(config, tmp_path)
+        train(config, tmp_path)
     assert hashes(tmp_path)["teacher"] is None
 
 
 def sample(workdir, out, **kwargs):
-    defaults = dict(stage="", num_steps=4, weights=[2.0], labels=[], n=6, seed=0, batch_size=8)
-    draw_samples(workdir, out=str(out), **(defaults | kwargs))
+    kwargs = dict(w=(2.0,), n=6, batch_size=8) | kwargs
+    sampling.run(sampling.Request(str(workdir), out=str(out), **kwargs))
     return np.load(out) if str(out).endswith(".npz") else out
 
 
-def test_samples_are_arrays_or_a_picture(finished, tmp_path):
+def test_samples_are_arrays_or_a_image(finished, tmp_path):
     workdir, _ = finished
     arrays = sample(workdir, tmp_path / "x.npz", labels=[3, 5])
     assert arrays["samples"].shape == (6, 8, 8, 1) and arrays["samples"].dtype == np.float32
@@ -215,10 +219,10 @@ def test_samples_are_arrays_or_a_picture(finished, tmp_path):
 
 def test_weights_share_the_samples_on_the_same_noise(finished, tmp_path):
     workdir, _ = finished
-    arrays = sample(workdir, tmp_path / "x.npz", stage="teacher", weights=[0.0, 4.0], n=8)
+    arrays = sample(workdir, tmp_path / "x.npz", stage="teacher", w=[0.0, 4.0], n=8)
     assert arrays["w"].tolist() == [0.0] * 4 + [4.0] * 4
     assert arrays["labels"].tolist() == [0, 1, 2, 3] * 2
-    alone = sample(workdir, tmp_path / "y.npz", stage="teacher", weights=[4.0], n=4)
+    alone = sample(workdir, tmp_path / "y.npz", stage="teacher", w=[4.0], n=4)
     np.testing.assert_allclose(arrays["samples"][4:], alone["samples"], atol=1e-5)
 
 
@@ -262,21 +266,21 @@ def test_samplers_compile_once_for_each_power_of_two(finished):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(num_steps=3), r"--num_steps 3 was never distilled; distilled to: 1, 2, 4, 8"),
-        (dict(num_steps=0), r"--num_steps must be at least 1, got 0"),
-        (dict(weights=[5.0]), r"w must lie in the trained range \[0, 4\], got 5"),
-        (dict(weights=[-1.0], stage="teacher"), r"w must lie in the trained range \[0, inf\]"),
-        (dict(weights=[float("nan")]), r"w must lie in the trained range"),
+        (dict(num_steps=3), r"`num_steps` 3 was never distilled; distilled to: 1, 2, 4, 8"),
+        (dict(num_steps=0), r"`num_steps` must be at least 1, got 0"),
+        (dict(w=[5.0]), r"w must lie in the trained range \[0, 4\], got 5"),
+        (dict(w=[-1.0], stage="teacher"), r"w must lie in the trained range \[0, inf\]"),
+        (dict(w=[float("nan")]), r"w must lie in the trained range"),
         (dict(labels=[10]), r"labels must lie in 0 to 9, got 10"),
         (dict(labels=[-1]), r"labels must lie in 0 to 9, got -1"),
-        (dict(n=0), r"--n must be at least 1, got 0"),
-        (dict(n=1, weights=[0.0, 1.0]), r"--n=1 leaves no sample for some of the 2 weights"),
+        (dict(n=0), r"`n` must be at least 1, got 0"),
+        (dict(n=1, w=[0.0, 1.0]), r"`n` 1 leaves no sample for some of the 2 weights"),
         (
             dict(stage="step_three"),
-            r"--stage=step_three is none of teacher, step_one, step_two/deterministic",
+            r"`stage` step_three is none of teacher, step_one, step_two/deterministic",
         ),
-        (dict(batch_size=0), r"--batch_size must be at least 1, got 0"),
-        (dict(seed=-1), r"--seed must be at least 0, got -1"),
+        (dict(batch_size=0), r"`batch_size` must be at least 1, got 0"),
+        (dict(seed=-1), r"`seed` must be at least 0, got -1"),
     ],
 )
 def test_samples_that_cannot_be_drawn_are_refused(finished, tmp_path, kwargs, message):
@@ -287,7 +291,7 @@ def test_samples_that_cannot_be_drawn_are_refused(finished, tmp_path, kwargs, me
 
 @pytest.mark.parametrize("out", ["", "grid.pgn", "folder/"])
 def test_outputs_that_cannot_be_written_are_refused(finished, out):
-    with pytest.raises(UserError, match="--out"):
+    with pytest.raises(UserError, match="`out`"):
         sample(finished[0], out)
 
 
@@ -295,16 +299,16 @@ def test_empty_workdirs_are_refused(tmp_path):
     with pytest.raises(UserError, match="distilled to: none yet"):
         sample(tmp_path, tmp_path / "x.npz")
     with pytest.raises(UserError, match="holds no run"):
-        jobs.load_config(tmp_path)
+        read_config(tmp_path)
     with pytest.raises(UserError, match="holds no finished student"):
-        jobs.evaluate(tiny_config(), tmp_path)
+        evaluate.evaluate(tiny_config(), tmp_path)
     (tmp_path / "config.json").write_text('{"step_two": {"rounds": []}}')
     with pytest.raises(UserError, match="config.json was written by an earlier version"):
-        jobs.load_config(tmp_path)
+        read_config(tmp_path)
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "stage.json").write_text('{"parent": null}')
     with pytest.raises(UserError, match="teacher was written by an earlier version: train it anew"):
-        jobs.evaluate(tiny_config(), tmp_path)
+        evaluate.evaluate(tiny_config(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +352,7 @@ def test_launcher_of_virtual_devices_runs_the_same_main(finished, tmp_path):
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    mine = sample(finished[0], tmp_path / "y.npz", num_steps=1, weights=[1.0], n=3)
+    mine = sample(finished[0], tmp_path / "y.npz", num_steps=1, w=[1.0], n=3)
     np.testing.assert_allclose(np.load(out)["samples"], mine["samples"], atol=1e-4)
 
 
@@ -364,43 +368,43 @@ def save_digits(folder, images):
     return [str(folder)]
 
 
-def test_any_folder_of_pictures_is_measured(copied, tmp_path, capsys):
-    test = open_dataset(DataSettings("digits")).test
+def test_any_folder_of_images_is_measured(copied, tmp_path, capsys):
+    test = open_dataset(data_settings("digits")).test
     images = save_digits(tmp_path / "mine", test.images[:60])
     out = tmp_path / "m.json"
-    jobs.measure_pictures(tiny_config(), copied, images, out=str(out))
+    measure_images(tiny_config(), copied, images, out=str(out))
     row = json.loads(out.read_text())
     assert row["n"] == 60 and row["reference"]["n"] == 1500 and "accuracy" not in row
     assert "| fid" in capsys.readouterr().out
     noise = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
-    jobs.measure_pictures(
-        tiny_config(), copied, save_digits(tmp_path / "noise", noise), out=str(out)
-    )
+    measure_images(tiny_config(), copied, save_digits(tmp_path / "noise", noise), out=str(out))
     assert json.loads(out.read_text())["fid"] > row["fid"]
 
 
 def test_a_broken_file_is_named_and_left_out_only_on_request(copied, tmp_path, capsys):
-    images = save_digits(tmp_path / "mine", open_dataset(DataSettings("digits")).test.images[:5])
+    images = save_digits(tmp_path / "mine", open_dataset(data_settings("digits")).test.images[:5])
     (tmp_path / "mine" / "002.png").write_bytes(b"broken")
     with pytest.raises(UserError, match="002.png cannot be used: not a picture, or a broken one"):
-        jobs.measure_pictures(tiny_config(), copied, images)
+        measure_images(tiny_config(), copied, images)
     out = tmp_path / "m.json"
-    jobs.measure_pictures(tiny_config(), copied, images, skip_broken=True, out=str(out))
+    measure_images(tiny_config(), copied, images, skip_broken=True, out=str(out))
     assert json.loads(out.read_text())["n"] == 4
     assert "1 of 5 files left out: " in capsys.readouterr().err
     one = [str(tmp_path / "mine" / "000.png")]
     with pytest.raises(UserError, match="needs two or more"):
-        jobs.measure_pictures(tiny_config(), copied, one)
+        measure_images(tiny_config(), copied, one)
 
 
 def test_reference_statistics_are_a_job_of_their_own(copied, tmp_path):
-    jobs.reference_stats(tiny_config(), copied, str(tmp_path / "digits.npz"))
+    reference_stats.run(
+        reference_stats.Request(tiny_config(), str(copied), str(tmp_path / "digits.npz"))
+    )
     config = tiny_config()
     config.evaluation.reference_stats = str(tmp_path / "digits.npz")
     config.evaluation.num_samples = 20
-    jobs.evaluate(config, copied)
+    evaluate.evaluate(config, copied)
     results = json.loads((copied / "report" / "results.json").read_text())
     assert results["provenance"]["reference"]["file"] == "digits.npz"
     config.evaluation.reference_stats = str(tmp_path / "nowhere.npz")
-    with pytest.raises(UserError, match="nowhere.npz is missing: --mode=reference_stats makes it"):
-        jobs.evaluate(config, copied)
+    with pytest.raises(UserError, match="nowhere.npz is missing: the job reference_stats makes it"):
+        evaluate.evaluate(config, copied)

@@ -6,11 +6,12 @@ import runpy
 import pytest
 from ml_collections import ConfigDict
 
-from guided_distill import settings
 from guided_distill.data.registry import open_dataset
+from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.distill.rounds import step_factors
 from guided_distill.errors import UserError
-from guided_distill.stages import copies_teacher, plan_stages, select_stages
+from guided_distill.run import settings
+from guided_distill.run.stages import plan_stages, select_stages
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -120,7 +121,7 @@ def test_mistakes_are_named_with_the_way_out(mistake, message):
         exec(f"config.{mistake}", {"config": config})
     with pytest.raises(UserError, match=message):
         settings.check_config(config)
-        settings.check_data(config, open_dataset(settings.data_settings(config)))
+        settings.check_data(config, open_dataset(config.data))
 
 
 def test_unknown_and_missing_keys_are_named():
@@ -216,7 +217,9 @@ def test_only_the_stochastic_round_from_two_steps_to_one_is_a_copy():
     stages = plan_stages(load("digits.py", "paper"))
     copies = [stage.name for stage in stages if stage.optimization["num_updates"] == 0]
     assert copies == ["step_two/stochastic/0001"]
-    assert not copies_teacher("stochastic", 1, 4) and not copies_teacher("stochastic", 2, 2)
+    assert not ALGORITHMS["stochastic"].copies_teacher(1, 4) and not ALGORITHMS[
+        "stochastic"
+    ].copies_teacher(2, 2)
 
 
 def test_factors_follow_from_the_list():

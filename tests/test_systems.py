@@ -11,17 +11,18 @@ from conftest import compilations, params_hashes
 from PIL import Image
 from test_run import sample, tiny_config
 
-from guided_distill import jobs, settings
+from guided_distill.distill.distillations import DISTILLATIONS
 from guided_distill.errors import UserError
-from guided_distill.paper import report
-from guided_distill.stages import plan_stages
-from guided_distill.translate import translate
+from guided_distill.jobs import translate
+from guided_distill.jobs.report import write_paper
+from guided_distill.jobs.train import train
+from guided_distill.run.stages import plan_stages
 
 
 def paper_config():
     """All distillations from 8 steps; the encoder to 2."""
     config = tiny_config()
-    config.distillations = settings.DISTILLATIONS
+    config.distillations = tuple(DISTILLATIONS)
     with config.ignore_type():
         config.step_two.start_steps = 8
         config.step_two.rounds = config.step_two.rounds[1:]
@@ -40,7 +41,7 @@ def finished(tmp_path_factory):
     """(workdir, names of everything compiled) of a finished small run of everything."""
     workdir = tmp_path_factory.mktemp("paper")
     with compilations() as names:
-        jobs.train(paper_config(), workdir)
+        train(paper_config(), workdir)
     return workdir, names
 
 
@@ -109,7 +110,7 @@ def test_gap_of_each_round_is_measured_and_a_copy_has_none(finished):
     assert all(rmse > 1e-5 for _, rmse in gaps["step_two/deterministic/0004", 2.0])
 
 
-def test_report_has_the_papers_tables_and_every_picture_it_names(finished, tmp_path):
+def test_report_has_the_papers_tables_and_every_image_it_names(finished, tmp_path):
     workdir = pathlib.Path(shutil.copytree(finished[0], tmp_path / "run"))
     factor4 = tmp_path / "by4"
     config = paper_config()
@@ -119,8 +120,8 @@ def test_report_has_the_papers_tables_and_every_picture_it_names(finished, tmp_p
         config.encoder.rounds = ()
         config.evaluation.num_steps = (2,)
     config.evaluation.paper_report = True
-    jobs.train(config, factor4, teacher=workdir / "step_one")
-    report([workdir, factor4])
+    train(config, factor4, teacher=workdir / "step_one")
+    write_paper([workdir, factor4])
     text = (workdir / "report" / "paper.md").read_text()
     for part in (
         "Table 1", "Table 2", "Table 3", "Figures 2, 8, 10", "Figures 9, 11", "Figure 1:",
@@ -141,7 +142,7 @@ def test_report_has_the_papers_tables_and_every_picture_it_names(finished, tmp_p
 def test_samples_come_from_any_system_with_the_sampler_it_was_made_for(finished, tmp_path):
     workdir, _ = finished
     draw = lambda **kwargs: sample(  # noqa: E731
-        workdir, tmp_path / "x.npz", num_steps=2, weights=[2.0], **kwargs
+        workdir, tmp_path / "x.npz", num_steps=2, w=[2.0], **kwargs
     )["samples"]
     stochastic = draw(stage="step_two/stochastic")
     np.testing.assert_array_equal(draw(stage="step_two/stochastic/0002"), stochastic)
@@ -159,30 +160,28 @@ def test_samples_come_from_any_system_with_the_sampler_it_was_made_for(finished,
     ("kwargs", "message"),
     [
         (dict(stage="step_two/stochastic", sampler="ddim"),
-         r"--sampler=ddim does not fit .*stochastic/0002: .* length 2/N, .* --force"),
+         r"`sampler` ddim does not fit .*stochastic/0002: .* length 2/N, or `force`"),
         (dict(stage="step_two/deterministic", sampler="stochastic"),
-         r"--sampler=stochastic does not fit .*0002: .* length 1/N, for the ddim sampler"),
+         r"`sampler` stochastic does not fit .*0002: .* length 1/N, for the ddim sampler"),
         (dict(stage="step_two/two_student", sampler="ancestral"), r"ancestral does not fit"),
-        (dict(stage="step_two/encoder"), r"encoder/0002 is an encoder, .* use --mode=translate"),
+        (dict(stage="step_two/encoder"), r"encoder/0002 is an encoder, .* translate with it"),
         (dict(stage="step_two/encoder", sampler="ddim", force=True), r"is an encoder"),
         (dict(stage="step_two/stochastik"), r"did you mean step_two/stochastic\?"),
-        (dict(stage="single_w/2", weights=[1.0]), r"trained range \[2, 2\], got 1"),
+        (dict(stage="single_w/2", w=[1.0]), r"trained range \[2, 2\], got 1"),
         (dict(stage="step_two/stochastic", num_steps=8), r"never distilled; distilled to: 1, 2, 4"),
         (dict(stage="step_two/stochastic/0002", num_steps=4), r"never distilled; distilled to: 2"),
     ],
 )  # fmt: skip
 def test_samplers_that_do_not_fit_are_refused(finished, tmp_path, kwargs, message):
     with pytest.raises(UserError, match=message):
-        sample(finished[0], tmp_path / "x.npz", **(dict(num_steps=2, weights=[2.0]) | kwargs))
+        sample(finished[0], tmp_path / "x.npz", **(dict(num_steps=2, w=[2.0]) | kwargs))
     assert not (tmp_path / "x.npz").exists()
 
 
 def run_translate(workdir, out, **kwargs):
-    defaults = dict(
-        source_label=3, target_label=5, encoder_w=0.0, weights=[0.0, 2.0], num_steps=None,
-        images=[], n=4, seed=0, out=str(out), batch_size=8,
-    )  # fmt: skip
-    translate(paper_config(), workdir, **(defaults | kwargs))
+    kwargs = dict(source_label=3, target_label=5, w=(0.0, 2.0), n=4, batch_size=8) | kwargs
+    request = translate.Request(paper_config(), str(workdir), **{"out": str(out)} | kwargs)
+    translate.run(request)
 
 
 def test_translation_writes_a_figure_and_what_it_measured(finished, tmp_path, capsys):
@@ -195,18 +194,18 @@ def test_translation_writes_a_figure_and_what_it_measured(finished, tmp_path, ca
     assert "seen as the target" in capsys.readouterr().out
 
 
-def save_picture(path, size=(8, 8), mode="L"):
+def save_image(path, size=(8, 8), mode="L"):
     pixels = np.random.default_rng(0).integers(0, 255, (*size[::-1], 4), np.uint8)
     Image.fromarray(pixels, "RGBA").convert(mode).save(path)
     return str(path)
 
 
-def test_own_pictures_are_converted_with_a_word(finished, tmp_path, capsys):
+def test_own_images_are_converted_with_a_word(finished, tmp_path, capsys):
     folder = tmp_path / "mine"
     folder.mkdir()
-    save_picture(folder / "a.png")
-    save_picture(folder / "b.png", mode="RGB")
-    save_picture(folder / "c.png", size=(32, 32), mode="RGBA")
+    save_image(folder / "a.png")
+    save_image(folder / "b.png", mode="RGB")
+    save_image(folder / "c.png", size=(32, 32), mode="RGBA")
     run_translate(finished[0], tmp_path / "x.png", images=[str(folder)])
     said = capsys.readouterr().err
     assert "a.png" not in said
@@ -218,27 +217,30 @@ def test_own_pictures_are_converted_with_a_word(finished, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(source_label=None), r"--mode=translate needs --source_label"),
-        (dict(target_label=10), r"--target_label must lie in 0 to 9, got 10"),
-        (dict(encoder_w=5.0), r"--encoder_w must lie in the trained range \[0, 4\], got 5"),
-        (dict(weights=[-1.0]), r"w must lie in the trained range"),
-        (dict(num_steps=8), r"--num_steps 8 was never distilled; distilled to: 2, 4"),
-        (dict(n=0), r"--n must be at least 1, got 0"),
+        (dict(source_label=None), r"`source_label` is missing"),
+        (dict(target_label=10), r"`target_label` must lie in 0 to 9, got 10"),
+        (dict(encoder_w=5.0), r"`encoder_w` must lie in the trained range \[0, 4\], got 5"),
+        (dict(w=[-1.0]), r"`w` must lie in the trained range"),
+        (dict(num_steps=8), r"`num_steps` 8 was never distilled; distilled to: 2, 4"),
+        (dict(n=0), r"`n` must be at least 1, got 0"),
         (
             dict(images=["wide.png"]),
             r"wide.png cannot be used: 16x8 where the model takes 8x8: crop it",
         ),
         (dict(images=["nowhere.png"]), r"nowhere.png cannot be used: no such file"),
         (dict(images=["text.png"]), r"text.png cannot be used: not a picture, or a broken one"),
-        (dict(images=["empty"]), r"--images=empty holds no files"),
-        (dict(out="x.pgn"), r"--out=x.pgn: take a picture's suffix, such as .png"),
+        (dict(images=["empty"]), r"`images` empty holds no files"),
+        (
+            dict(out="x.pgn"),
+            r"`out` must have the suffix an image's suffix, such as .png, got 'x.pgn'",
+        ),
     ],
 )
 def test_translations_that_cannot_be_made_are_refused(
     finished, tmp_path, monkeypatch, kwargs, message
 ):
     monkeypatch.chdir(tmp_path)
-    save_picture(tmp_path / "wide.png", size=(16, 8))
+    save_image(tmp_path / "wide.png", size=(16, 8))
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
@@ -253,21 +255,21 @@ def test_a_workdir_without_an_encoder_says_how_to_get_one(finished, tmp_path):
         run_translate(workdir, tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
     with pytest.raises(UserError, match="holds no run"):
-        report([tmp_path])
+        write_paper([tmp_path])
 
 
 def test_students_of_another_algorithm_or_interval_do_not_teach(finished, tmp_path):
     workdir, _ = finished
-    train = lambda stage, teacher: jobs.train(  # noqa: E731
-        paper_config(), tmp_path / "other", stage_name=stage, teacher=workdir / teacher
+    teach = lambda stage, teacher: train(  # noqa: E731
+        paper_config(), tmp_path / "other", stage=stage, teacher=workdir / teacher
     )
     with pytest.raises(
         UserError, match=r"finished step_two/deterministic/0004, which teaches none"
     ):
-        train("step_two/stochastic/0002", "step_two/deterministic/0004")
+        teach("step_two/stochastic/0002", "step_two/deterministic/0004")
     with pytest.raises(
         UserError, match=r"learns w in \[0.0, 4.0\], but .* knows w in \[2.0, 2.0\]"
     ):
-        train("step_two/stochastic/0004", "single_w/2/step_one")
+        teach("step_two/stochastic/0004", "single_w/2/step_one")
     with pytest.raises(UserError, match=r"distilled from step_two or teacher, but .* step_one"):
-        train("step_two/two_student/0004", "step_one")
+        teach("step_two/two_student/0004", "step_one")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from small import data_settings
 
-from guided_distill.data.dataset import DataSettings
 from guided_distill.data.pixels import crop_and_resize
 from guided_distill.data.prepare import prepare_tfds
 from guided_distill.data.registry import open_dataset
@@ -57,16 +57,16 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder):
             yield number, {"image": png(image), "label": number % 3}
 
 
-class MixedPictures(LocalBuilder):
+class MixedImages(LocalBuilder):
     sizes = ((8, 12), (20, 16))
     splits = {"train": 40}
 
 
-class PlainPictures(LocalBuilder):
+class PlainImages(LocalBuilder):
     pass
 
 
-class TensorPictures(LocalBuilder):
+class TensorImages(LocalBuilder):
     def _info(self):
         features = tfds.features.FeaturesDict(
             {
@@ -81,13 +81,13 @@ class TensorPictures(LocalBuilder):
             yield number, {"image": picture(split, number, (8, 8)), "label": number % 3}
 
 
-class BrokenPictures(LocalBuilder):
+class BrokenImages(LocalBuilder):
     def _generate(self, split):
         for number, example in super()._generate(split):
             yield number, example | ({"image": io.BytesIO(b"no PNG")} if number == 7 else {})
 
 
-class TextAndPictures(LocalBuilder):
+class TextAndImages(LocalBuilder):
     def _info(self):
         features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
         return tfds.core.DatasetInfo(builder=self, features=features)
@@ -105,34 +105,34 @@ def picture(split, number, size):
 def data_dir(tmp_path_factory):
     """All builders of this file, prepared as array_record."""
     root = tmp_path_factory.mktemp("tfds")
-    for builder in (PlainPictures, MixedPictures, TensorPictures, BrokenPictures, TextAndPictures):
+    for builder in (PlainImages, MixedImages, TensorImages, BrokenImages, TextAndImages):
         builder(data_dir=root, file_format="array_record").download_and_prepare()
     return root
 
 
 def opened(name, root, **kwargs):
-    return open_dataset(DataSettings(name, path=str(root), cache=str(root / "cache"), **kwargs))
+    return open_dataset(data_settings(name, path=str(root), cache=str(root / "cache"), **kwargs))
 
 
-@pytest.mark.parametrize("name", ["plain_pictures", "tensor_pictures"])
+@pytest.mark.parametrize("name", ["plain_images", "tensor_images"])
 def test_prepared_builders_are_read_whole(name, data_dir):
     dataset = opened(name, data_dir)
     assert dataset.image_shape == (8, 8, 3) and dataset.num_classes == 3
-    assert dataset.class_names == (("ant", "bee", "cat") if name == "plain_pictures" else ())
+    assert dataset.class_names == (("ant", "bee", "cat") if name == "plain_images" else ())
     for split, source in {"train": dataset.train, "test": dataset.test}.items():
         wanted = {picture(split, k, (8, 8)).tobytes(): k % 3 for k in range(len(source))}
         found = {i.tobytes(): c for i, c in zip(source.images, source.labels, strict=True)}
         assert found == wanted
 
 
-def test_pictures_of_all_sizes_are_cropped_and_shares_are_held_out(data_dir):
+def test_images_of_all_sizes_are_cropped_and_shares_are_held_out(data_dir):
     with pytest.raises(UserError, match="has pictures of different sizes: .* data.image_size"):
-        opened("mixed_pictures", data_dir)
-    dataset = opened("mixed_pictures", data_dir, image_size=8)
-    assert dataset.name == "mixed_pictures-8x8"
+        opened("mixed_images", data_dir)
+    dataset = opened("mixed_images", data_dir, image_size=8)
+    assert dataset.name == "mixed_images-8x8"
     assert (len(dataset.train), len(dataset.test)) == (37, 3)
     wanted = {
-        crop_and_resize(picture("train", k, MixedPictures.sizes[k % 2]), 8).tobytes()
+        crop_and_resize(picture("train", k, MixedImages.sizes[k % 2]), 8).tobytes()
         for k in range(40)
     }
     found = [i.tobytes() for s in (dataset.train, dataset.test) for i in s.images]
@@ -141,23 +141,25 @@ def test_pictures_of_all_sizes_are_cropped_and_shares_are_held_out(data_dir):
 
 def test_broken_records_are_named_and_counted_when_skipped(data_dir, capsys):
     with pytest.raises(UserError, match=r"1 of 40 .*split train, record \d+: not a picture"):
-        _ = opened("broken_pictures", data_dir).train
-    assert len(opened("broken_pictures", data_dir, skip_broken=True).train) == 39
+        _ = opened("broken_images", data_dir).train
+    assert len(opened("broken_images", data_dir, skip_broken=True).train) == 39
     assert "1 broken pictures left out, 39 kept" in capsys.readouterr().err
 
 
 def test_worker_processes_read_builders_alike(data_dir, tmp_path):
-    settings = DataSettings("plain_pictures", path=str(data_dir), cache=str(tmp_path))
+    settings = data_settings("plain_images", path=str(data_dir), cache=str(tmp_path))
     from absl import flags
 
     flags.FLAGS([sys.argv[0]], known_only=True)  # grain asks absl for its flags.
-    workers = DataSettings(**(vars(settings) | {"cache": str(tmp_path / "x"), "num_workers": 2}))
+    workers = data_settings(
+        "plain_images", path=str(data_dir), cache=str(tmp_path / "x"), num_workers=2
+    )
     assert open_dataset(workers).train.sha256 == open_dataset(settings).train.sha256
 
 
-def test_data_sets_without_pictures_are_refused(data_dir):
+def test_data_sets_without_images_are_refused(data_dir):
     with pytest.raises(UserError, match="is no image classification: its features are text"):
-        opened("text_and_pictures", data_dir)
+        opened("text_and_images", data_dir)
 
 
 def test_what_is_not_prepared_is_refused_without_a_connection(tmp_path, monkeypatch):
@@ -167,7 +169,7 @@ def test_what_is_not_prepared_is_refused_without_a_connection(tmp_path, monkeypa
         raise AssertionError("tried to connect")
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-    with pytest.raises(UserError, match="cifar10 is not prepared in .* --mode=prepare_data"):
+    with pytest.raises(UserError, match="cifar10 is not prepared in .* the job prepare_data"):
         opened("cifar10", tmp_path)
     with pytest.raises(UserError, match=r"data.name=cifar_10 is neither .*did you mean cifar10\?"):
         opened("cifar_10", tmp_path)
@@ -176,7 +178,7 @@ def test_what_is_not_prepared_is_refused_without_a_connection(tmp_path, monkeypa
 
 
 MISSING = {
-    "cifar10": r"put cifar-10-binary.tar.gz .* into .*manual, or let it be fetched with --download",
+    "cifar10": r"put cifar-10-binary.tar.gz .* into .*manual, or let it be fetched with `download`",
     "imagenet_resized/64x64": r"put Imagenet64_\w+.zip .* into",
     "imagenet2012": r"ILSVRC2012_img_train.tar",
     "imagenet_resized": r"several configurations: take one of imagenet_resized/8x8, ",
@@ -234,9 +236,9 @@ def test_reading_loads_no_tensorflow(data_dir):
     code = f"""
 import sys
 sys.path[:0] = {sys.path!r}
-from guided_distill.data.dataset import DataSettings
+from small import data_settings
 from guided_distill.data.registry import open_dataset
-data = open_dataset(DataSettings("plain_pictures", path={str(data_dir)!r}, cache={str(data_dir / "c2")!r}))
+data = open_dataset(data_settings("plain_images", path={str(data_dir)!r}, cache={str(data_dir / "c2")!r}))
 assert len(data.train) == 40 and "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,34 +7,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import random_params, small_unet
+from conftest import random_params, small_model
 from numpy.testing import assert_allclose, assert_array_equal
 
 from guided_distill.data.pixels import to_float
-from guided_distill.diffusion.schedule import cosine_logsnr
-from guided_distill.distill.algorithms import ROUND_LOSSES
+from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.errors import UserError
-from guided_distill.models.denoiser import bind
-from guided_distill.training import sharding
-from guided_distill.training.checkpoint import (
-    Checkpoints,
-    load_params,
-    save_params,
-    tree_sha256,
-)
+from guided_distill.system import sharding
+from guided_distill.system.files import load_params, save_params, tree_sha256
+from guided_distill.training.checkpoint import Checkpoints
 from guided_distill.training.loop import finite_means
 from guided_distill.training.optimizer import descend, learning_rate_at, make_optimizer
 from guided_distill.training.state import init_state
 from guided_distill.training.update import (
+    Given,
     example_keys,
-    make_update_step_two,
-    make_update_teacher,
+    make_update,
+    round_losses,
+    teacher_losses,
 )
 
 BATCH = 16
 W_RANGE = (0.0, 4.0)
-LOSS = dict(prediction="v", logsnr_fn=cosine_logsnr, loss_weight=LOSS_WEIGHTS["snr_trunc"])
+LOSS_WEIGHT = LOSS_WEIGHTS["snr_trunc"]
 OPTIMIZER = make_optimizer(clip_norm=1.0, adam_b1=0.9, adam_b2=0.999, adam_eps=1e-8)
 
 
@@ -52,14 +48,15 @@ def mesh_of(data, fsdp=1):
 
 def run_teacher_updates(mesh, batch, num_updates=3):
     """Teacher updates with label dropout and dropout; parameters and last metrics."""
-    network = small_unet(dropout=0.2)
-    state = init_state(random_params(network), OPTIMIZER, keep_ema=True)
-    update = make_update_teacher(network, OPTIMIZER, label_dropout=0.3, ema_decay=0.9, **LOSS)
+    model = small_model(dropout=0.2)
+    state = init_state(random_params(model), OPTIMIZER, keep_ema=True)
+    losses = teacher_losses(model, label_dropout=0.3, loss_weight=LOSS_WEIGHT)
+    update = make_update(losses, OPTIMIZER, name="teacher", ema_decay=0.9)
     state = sharding.place(state, mesh)
     key = jax.device_put(jax.random.key(4), sharding.replicated(mesh))
-    placed = [jax.device_put(part, sharding.batch_sharding(mesh)) for part in batch]
+    placed = jax.device_put(batch, sharding.batch_sharding(mesh))
     for _ in range(num_updates):
-        state, metrics = update(state, key, np.float32(1e-3), *placed)
+        state, metrics = update(state, Given(key, np.float32(1e-3)), placed)
     return state, metrics
 
 
@@ -93,16 +90,16 @@ def test_fsdp_splits_parameters_and_optimizer_state(trained_on):
 
 @pytest.fixture(scope="module")
 def step_two():
-    """Network, teacher params and student state of a step-two update."""
-    network = small_unet(w_conditioned=True)
-    teacher_params = random_params(network, seed=1)
-    return network, teacher_params, random_params(network, seed=2)
+    """Model, teacher params and student state of a step-two update."""
+    model = small_model(w_conditioned=True)
+    return model, random_params(model, seed=1), random_params(model, seed=2)
 
 
 @pytest.mark.parametrize("algorithm", ["deterministic", "two_student"])
 def test_step_two_update_equals_pmap_of_the_same_loss(batch, step_two, algorithm):
     """The classical form: per-device losses, `pmean` of gradients, one optimizer step."""
-    network, teacher_params, student_params = step_two
+    model, teacher_params, student_params = step_two
+    row = ALGORITHMS[algorithm]
     images, labels = batch
     devices = jax.device_count()
     key, num_steps, learning_rate = jax.random.key(4), np.int32(8), np.float32(1e-3)
@@ -110,21 +107,20 @@ def test_step_two_update_equals_pmap_of_the_same_loss(batch, step_two, algorithm
 
     @functools.partial(jax.pmap, axis_name="devices", in_axes=(None, 0, 0, 0))
     def gradient(params, images, labels, keys):
-        def model(params):
-            null = jnp.full_like(labels, network.num_classes)
-            pair = tuple(bind(network, params, y, prediction="v") for y in (labels, null))
+        def bind(params):
+            pair = model.pair(params, labels)
             return pair if algorithm == "two_student" else pair[0]
 
         def loss(params):
-            return ROUND_LOSSES[algorithm](
-                model(params),
-                model(teacher_params),
+            return row.loss(
+                bind(params),
+                bind(teacher_params),
                 to_float(images),
                 keys,
                 num_steps=num_steps,
                 w_range=W_RANGE,
-                logsnr_fn=cosine_logsnr,
-                loss_weight=LOSS_WEIGHTS["snr_trunc"],
+                schedule=model.schedule,
+                loss_weight=LOSS_WEIGHT,
             ).mean()
 
         return jax.lax.pmean(jax.value_and_grad(loss)(params), "devices")
@@ -138,19 +134,13 @@ def test_step_two_update_equals_pmap_of_the_same_loss(batch, step_two, algorithm
     mesh = mesh_of(devices)
     before = sharding.place(init_state(student_params, OPTIMIZER, keep_ema=False), mesh)
     teacher = sharding.place(teacher_params, mesh)
-    placed = [jax.device_put(part, sharding.batch_sharding(mesh)) for part in batch]
-    update = make_update_step_two(network, OPTIMIZER, algorithm=algorithm, factor=2, **LOSS)
+    placed = jax.device_put(batch, sharding.batch_sharding(mesh))
+    losses = round_losses(model, row, factor=2, loss_weight=LOSS_WEIGHT)
+    update = make_update(losses, OPTIMIZER, name=algorithm)
     key = jax.device_put(key, sharding.replicated(mesh))
-    state, metrics = update(
-        before,
-        teacher,
-        np.float32(W_RANGE),
-        num_steps,
-        np.float32(np.inf),
-        key,
-        learning_rate,
-        *placed,
-    )
+    no_bound = np.float32(np.inf)
+    given = Given(key, learning_rate, teacher, np.float32(W_RANGE), num_steps, no_bound)
+    state, metrics = update(before, given, placed)
     assert_allclose(metrics["loss"], loss[0], rtol=1e-5)
     assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
     # Adam's first step is the gradient's sign, so compare as a whole, not element by element.
@@ -264,7 +254,7 @@ def test_no_checkpoint_at_all_is_none(tmp_path):
 
 
 def test_finished_params_round_trip_and_notice_damage(tmp_path):
-    params = random_params(small_unet())
+    params = random_params(small_model())
     sha256 = save_params(tmp_path / "params", params)
     assert sha256 == tree_sha256(params) == tree_sha256(load_params(tmp_path / "params", sha256))
     with pytest.raises(ValueError, match="does not match its digest"):

@@ -107,18 +107,18 @@ def _pair(arrays, prefix, path):
     """(images `[N, H, W, C]`, labels `[N]` int32) of an `.npz`, checked."""
     images, labels = arrays.get(f"{prefix}images"), arrays.get(f"{prefix}labels")
     if images is None:
-        raise UserError(f"{path} has no array `{prefix}images`: it holds {', '.join(arrays)}")
+        raise UserError(f"{path} has no array '{prefix}images': it holds {', '.join(arrays)}")
     images = images[..., None] if images.ndim == 3 else images
     if images.dtype != np.uint8 or images.ndim != 4:
         raise UserError(
-            f"{path}: `{prefix}images` must be uint8 [N, H, W] or [N, H, W, C], "
+            f"{path}: '{prefix}images' must be uint8 [N, H, W] or [N, H, W, C], "
             f"got {images.dtype} {list(images.shape)}"
         )
     if labels is None:
         return images, np.zeros(len(images), np.int32)
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
         raise UserError(
-            f"{path}: `{prefix}labels` must be {len(images)} integers, "
+            f"{path}: '{prefix}labels' must be {len(images)} integers, "
             f"got {labels.dtype} {list(labels.shape)}"
         )
     return images, labels.astype(np.int32)
@@ -130,7 +130,7 @@ def from_arrays(name, splits, settings):
     Args:
       name: of the data set.
       splits: `{"train": (images [N, H, W, C] uint8, labels [N] int32), "test": …}`.
-      settings: `DataSettings`.
+      settings: the section `config.data`.
 
     Raises:
       UserError: where shapes, colours or labels do not fit together or to the settings.

@@ -54,7 +54,7 @@ class LocalBatch:
 
 
 class Batches:
-    """`batches(update)` -> (images `[B, H, W, C]` uint8, labels `[B]` int32) on the devices.
+    """`batches(update)` -> (x `[B, H, W, C]`, cond, a pytree with leading axis B) on the devices.
 
     Each process reads only the examples of its own devices.
 
@@ -84,12 +84,12 @@ class Batches:
         yield from map(self._place, local_batches)
 
     def _place(self, local_batch):
-        return tuple(
-            jax.make_array_from_process_local_data(
+        def place(local):
+            return jax.make_array_from_process_local_data(
                 self.sharding, local, (self.batch_size,) + local.shape[1:]
             )
-            for local in local_batch
-        )
+
+        return jax.tree.map(place, local_batch)
 
     @functools.cached_property
     def _reader(self):

@@ -11,12 +11,12 @@ import shutil
 
 import numpy as np
 
-from guided_distill.data.pictures import BrokenPictureError
-from guided_distill.data.sources import ArraySource, PictureDigest, StreamSource
+from guided_distill.data.images import BrokenImageError
+from guided_distill.data.sources import ArraySource, ImageDigest, StreamSource
 from guided_distill.data.workers import ahead
 from guided_distill.errors import UserError
-from guided_distill.locks import hold_lock
-from guided_distill.progress import Progress, say
+from guided_distill.system.locks import hold_lock
+from guided_distill.system.progress import Progress, to_stderr
 
 FORMAT = 1  # of a cache's files; another one is another cache
 NAMED = 5  # broken pictures that are named one by one
@@ -64,8 +64,8 @@ def read_through_cache(items, settings):
 
     Args:
       items: `Items`.
-      settings: `DataSettings`: where caches lie, what fits memory, whether broken pictures may
-        be left out, how many processes decode.
+      settings: the section `config.data`: where caches lie, what fits memory, whether broken
+        pictures may be left out, how many processes decode.
 
     Returns:
       An `ArraySource` or a `StreamSource`.
@@ -118,7 +118,11 @@ def locked(folder):
         raise UserError(
             f"data.cache {folder.parent} cannot be written ({error.strerror}): name another folder"
         ) from error
-    with hold_lock(path, on_taken=lambda who: say(f"waiting for {who}, which prepares {folder}")):
+
+    def wait(holder):
+        to_stderr(f"waiting for {holder}, which prepares {folder}")
+
+    with hold_lock(path, on_taken=wait):
         yield
 
 
@@ -156,7 +160,7 @@ def lacking_space(items, root):
     return (
         f"data.cache {root} has too little space: {items.title} takes "
         f"{_num_bytes(items) / 1e9:.3g} GB decoded; free some, or name another folder with "
-        "--config.data.cache"
+        "data.cache"
     )
 
 
@@ -172,7 +176,7 @@ def write_cache(items, folder, skip_broken, num_workers):
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer = ArrayRecordWriter(str(folder / "pictures.array_record"), "group_size:1,uncompressed")
-    digest, labels, broken = PictureDigest(), [], []
+    digest, labels, broken = ImageDigest(), [], []
     title = f"decoding {items.title}"
     bar = Progress(title, total=len(items), unit="picture", compiles=False)
     results = ahead(_Decode(items), 0, len(items), num_workers=num_workers, buffer=256)
@@ -211,7 +215,7 @@ class _Decode:
     def __call__(self, index):
         try:
             image, label = self.items.decode(index)
-        except BrokenPictureError as error:
+        except BrokenImageError as error:
             return None, str(error)
         if not 0 <= label < self.items.num_classes:
             return None, f"label {label} is not in 0 to {self.items.num_classes - 1}"
@@ -225,7 +229,7 @@ def check_broken(items, broken, skip_broken):
         raise UserError(
             f"{items.title}: {len(broken)} of {len(items)} pictures cannot be used: "
             f"{'; '.join(broken[:NAMED])}{more}; mend them, or leave them out with "
-            "--config.data.skip_broken=True"
+            "data.skip_broken=True"
         )
     if len(broken) == len(items):
         raise UserError(f"{items.title} holds no picture that can be used: {broken[0]}")
@@ -237,7 +241,7 @@ def tell_broken(record):
     if broken:
         named = "; ".join(broken[:NAMED]) + (" …" if len(broken) > NAMED else "")
         kept = f"{len(broken)} broken pictures left out, {record['n']} kept"
-        say(f"{record['title']}: {kept}: {named}")
+        to_stderr(f"{record['title']}: {kept}: {named}")
 
 
 def open_cache(items, folder, record):

@@ -1,6 +1,5 @@
 """What every reader of a data set is asked, and what it answers."""
 
-import dataclasses
 import functools
 
 import numpy as np
@@ -8,26 +7,6 @@ import numpy as np
 from guided_distill.errors import UserError
 
 SPLIT_SEED = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSettings:
-    """What to read, and how; the keys of `config.data`, where each is explained.
-
-    Attributes: those of `configs/base.py`, section data, but for the augmentations.
-    """
-
-    name: str
-    path: str = ""
-    labels: str = ""
-    image_size: int = 0
-    channels: int = 0
-    fit: str = "crop"
-    test_share: float = 0.1
-    skip_broken: bool = False
-    cache: str = "~/.cache/guided_distill/data"
-    memory_gb: float = 4.0
-    num_workers: int = 0
 
 
 class Dataset:

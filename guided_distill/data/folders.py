@@ -12,14 +12,14 @@ import numpy as np
 
 from guided_distill.data.cache import Items, read_through_cache
 from guided_distill.data.dataset import Dataset, check_labels, hold_out
-from guided_distill.data.pictures import (
+from guided_distill.data.images import (
     SUFFIXES,
-    decode_picture,
-    fit_picture,
+    decode_image,
+    fit_image,
     printable,
 )
 from guided_distill.errors import UserError
-from guided_distill.progress import say
+from guided_distill.system.progress import to_stderr
 
 FILE_COLUMNS = ("file", "file_name", "filename", "path", "image")
 LABEL_COLUMNS = ("label", "class")
@@ -60,7 +60,7 @@ def open_folder(settings):
         items = Items(
             name=name,
             split=split,
-            decode=FilePictures(files, labels, image_shape, settings.fit),
+            decode=FileImages(files, labels, image_shape, settings.fit),
             describe=lambda index: f"{printable(files[index])} (record {index})",
             length=len(files),
             image_shape=image_shape,
@@ -73,7 +73,7 @@ def open_folder(settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class FilePictures:
+class FileImages:
     """index -> (image `[H, W, C]` uint8, label) of picture files."""
 
     files: list
@@ -83,8 +83,8 @@ class FilePictures:
 
     def __call__(self, index):
         size, _, channels = self.image_shape
-        image, _ = decode_picture(self.files[index], channels)
-        return fit_picture(image, size, self.fit), int(self.labels[index])
+        image, _ = decode_image(self.files[index], channels)
+        return fit_image(image, size, self.fit), int(self.labels[index])
 
 
 def fingerprint(folder, files, labels, fit):
@@ -120,8 +120,8 @@ def _classes(folder):
     subfolders = _subfolders(folder)
     entries, others = [], [p for p in folder.iterdir() if p.is_file() and _is_shown(p)]
     for path in subfolders:
-        files, no_pictures = _picture_files(path)
-        others += no_pictures
+        files, no_images = _image_files(path)
+        others += no_images
         if not files:
             raise UserError(
                 f"class folder {printable(path)} holds no picture ({', '.join(SUFFIXES)}): "
@@ -129,11 +129,11 @@ def _classes(folder):
             )
         entries += [(file, path.name) for file in files]
     if not subfolders:
-        files, others = _picture_files(folder)
+        files, others = _image_files(folder)
         entries = [(file, "all") for file in files]
     if others:
         named = printable(min(others)) + (", …" if len(others) > 1 else "")
-        say(
+        to_stderr(
             f"{printable(folder)}: {len(others)} files are not read, because they lie beside the "
             f"class folders or are no {', '.join(SUFFIXES)}: {named}"
         )
@@ -149,14 +149,14 @@ def _subfolders(folder):
     return sorted(p for p in folder.iterdir() if p.is_dir() and _is_shown(p))
 
 
-def _picture_files(folder):
+def _image_files(folder):
     """(pictures, other files) below a folder, by suffix, in order of name; hidden ones left out."""
     files = sorted(
         pathlib.Path(where, file) for where, _, names in os.walk(folder) for file in names
     )
     files = list(filter(_is_shown, files))
-    pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
-    return pictures, [file for file in files if file.suffix.lower() not in SUFFIXES]
+    images = [file for file in files if file.suffix.lower() in SUFFIXES]
+    return images, [file for file in files if file.suffix.lower() not in SUFFIXES]
 
 
 def _is_shown(path):

@@ -88,7 +88,7 @@ def check_download(name, url, manual, allowed):
     parts = urllib.parse.urlsplit(url)
     place = f"put {parts.path.rpartition('/')[2]} (of {url}) into {manual}"
     if not allowed:
-        raise UserError(f"{name} is not prepared: {place}, or let it be fetched with --download")
+        raise UserError(f"{name} is not prepared: {place}, or let it be fetched with `download`")
     try:
         port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 443)
         socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()

@@ -9,7 +9,7 @@ READERS = {"digits": open_digits, "folder": open_folder, "idx": open_idx, "npz":
 
 
 def open_dataset(settings):
-    """The `Dataset` of `DataSettings`: shape and classes at once, pictures when they are asked for.
+    """The `Dataset` of the section `config.data`: shape and classes at once, images when asked for.
 
     Any name but those of `READERS` is one of TensorFlow Datasets.
 
@@ -23,7 +23,7 @@ def prepare_builder(settings, *, download):
     """Prepares what TensorFlow Datasets must prepare before it can be opened; else does nothing.
 
     Args:
-      settings: `DataSettings`.
+      settings: the section `config.data`.
       download: whether archives that are missing may be fetched.
     """
     if settings.name not in READERS:

@@ -9,7 +9,7 @@ import numpy as np
 from guided_distill.errors import UserError
 
 
-class PictureDigest:
+class ImageDigest:
     """Hash of a data set, fed picture by picture or all at once: the pixels, then the labels."""
 
     def __init__(self):
@@ -58,7 +58,7 @@ class ArraySource:
     @functools.cached_property
     def sha256(self):
         """Hash of every picture and label, in order."""
-        digest = PictureDigest()
+        digest = ImageDigest()
         digest.add(self.images)
         return digest.finish(self.labels, self.image_shape, self.num_classes)
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from guided_distill.data.cache import Items, read_through_cache
 from guided_distill.data.dataset import Dataset, hold_out
-from guided_distill.data.pictures import decode_picture, fit_picture
+from guided_distill.data.images import decode_image, fit_image
 from guided_distill.errors import UserError, nearest
-from guided_distill.progress import say
+from guided_distill.system.progress import to_stderr
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 LOCAL_NAMES = ("digits", "folder", "idx", "npz")
@@ -44,21 +44,21 @@ def open_tfds(settings):
     label = info.features[label_key] if label_key else None
     num_classes = label.num_classes if label else 1
     if info.name in NOTES:
-        say(NOTES[info.name])
+        to_stderr(NOTES[info.name])
     name = settings.name
     if settings.image_size:
         name += f"-{settings.image_size}x{settings.image_size}"
 
     def load(split):
         tfds_split, rows = find_rows(settings, info.splits, directory, label_key, split)
-        pictures = TfdsPictures(
+        decode = TfdsImages(
             str(directory), tfds_split, rows, image_key, label_key, image_shape, settings.fit
         )
         items = Items(
             name=name,
             split=split,
-            decode=pictures,
-            describe=lambda index: f"{directory}, split {tfds_split}, record {pictures.row(index)}",
+            decode=decode,
+            describe=lambda index: f"{directory}, split {tfds_split}, record {decode.row(index)}",
             length=info.splits[tfds_split].num_examples if rows is None else len(rows),
             image_shape=image_shape,
             num_classes=num_classes,
@@ -80,7 +80,7 @@ def find_rows(settings, splits, directory, label_key, split):
 
 
 @dataclasses.dataclass(frozen=True)
-class TfdsPictures:
+class TfdsImages:
     """index -> (image `[H, W, C]` uint8, label) of a prepared split.
 
     Opens the split by itself, so that it may travel to worker processes.
@@ -102,8 +102,8 @@ class TfdsPictures:
         example = open_split(self.directory, self.split)[self.row(index)]
         image, (size, _, channels) = example[self.image_key], self.image_shape
         if isinstance(image, bytes):
-            image, _ = decode_picture(io.BytesIO(image), channels, follow_exif=False)
-        image = fit_picture(image, size, self.fit)
+            image, _ = decode_image(io.BytesIO(image), channels, follow_exif=False)
+        image = fit_image(image, size, self.fit)
         return image, int(example[self.label_key]) if self.label_key else 0
 
 
@@ -172,8 +172,8 @@ def not_prepared(name, root):
             f"is prepared in {root}"
         )
     return (
-        f"{name} is not prepared in {root}: run the same command with --mode=prepare_data, or set "
-        "--config.data.path to the folder where it is"
+        f"{name} is not prepared in {root}: run the job prepare_data, or set "
+        "data.path to the folder where it is"
     )
 
 
@@ -183,7 +183,7 @@ def check_format(info, directory):
     if "array_record" not in formats:
         raise UserError(
             f"{directory} was prepared as {', '.join(formats)}, which has no random access: "
-            "--mode=prepare_data with another --config.data.path prepares it as array_record"
+            "the job prepare_data with another data.path prepares it as array_record"
         )
 
 

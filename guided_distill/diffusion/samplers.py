@@ -1,12 +1,12 @@
-"""Samplers: from noise to pictures, and back, in exactly `num_steps` calls of a denoiser.
+"""Samplers: from noise to images, and back, in exactly `num_steps` calls of a denoiser.
 
-A denoiser is any function `(z, logsnr, w) -> x_hat` with its label already bound: a guided
+A denoiser is any function `(z, logsnr, w) -> x_hat` with its conditioning already bound: a guided
 teacher pair, a distilled student, a closed form. Step counts may be traced, so one
 compilation serves every N.
 
 The samplers go down the grid t = N/N, …, 1/N. Their last step returns the prediction x̂ at
-t = 1/N: N steps are N calls. Each x̂ is clipped to [-1, 1] before it is used, unless `clip` is
-False. In all of them:
+t = 1/N: N steps are N calls. Each x̂ is clipped to ±`bound` before it is used (1 for images; None
+clips nothing, as latents need). In all of them:
 
   denoise: denoiser `(z, logsnr, w) -> x_hat`.
   z_1: standard normal noise, `[B, H, W, C]`.
@@ -25,16 +25,16 @@ from guided_distill.diffusion.ancestral import ancestral_step
 from guided_distill.diffusion.ddim import ddim_step, renoise
 
 
-def sample_ddim(denoise, z_1, w, *, num_steps, logsnr_fn, clip=True):
+def sample_ddim(denoise, z_1, w, *, num_steps, logsnr_fn, bound=1.0):
     """Deterministic DDIM sampling (Eq. 2). Arguments: see the module."""
 
     def advance(x_hat, z_t, i, logsnr_at):
         return ddim_step(x_hat, z_t, logsnr_t=logsnr_at(i), logsnr_s=logsnr_at(i - 1))
 
-    return _sample(denoise, z_1, w, advance, num_steps, logsnr_fn, clip)
+    return _sample(denoise, z_1, w, advance, num_steps, logsnr_fn, bound)
 
 
-def sample_stochastic(denoise, z_1, w, keys, *, num_steps, logsnr_fn, clip=True):
+def sample_stochastic(denoise, z_1, w, keys, *, num_steps, logsnr_fn, bound=1.0):
     """The paper's stochastic sampling (Eqs. 4-5). Arguments: see the module.
 
     From t a DDIM step of twice the length to k = t − 2/N, then noise back up to s = t − 1/N; at
@@ -46,10 +46,10 @@ def sample_stochastic(denoise, z_1, w, keys, *, num_steps, logsnr_fn, clip=True)
         z_k = ddim_step(x_hat, z_t, logsnr_t=logsnr_at(i), logsnr_s=logsnr_k)
         return renoise(z_k, _noise(keys, i, z_t), logsnr_k=logsnr_k, logsnr_s=logsnr_s)
 
-    return _sample(denoise, z_1, w, advance, num_steps, logsnr_fn, clip)
+    return _sample(denoise, z_1, w, advance, num_steps, logsnr_fn, bound)
 
 
-def sample_ancestral(denoise, z_1, w, keys, *, num_steps, logsnr_fn, variance_mix, clip=True):
+def sample_ancestral(denoise, z_1, w, keys, *, num_steps, logsnr_fn, variance_mix, bound=1.0):
     """DDPM's ancestral sampling (Ho et al. 2020). Arguments: see the module, and
 
     variance_mix: where the log-variance lies between the posterior's (0) and that of the
@@ -66,17 +66,17 @@ def sample_ancestral(denoise, z_1, w, keys, *, num_steps, logsnr_fn, variance_mi
             variance_mix=variance_mix,
         )
 
-    return _sample(denoise, z_1, w, advance, num_steps, logsnr_fn, clip)
+    return _sample(denoise, z_1, w, advance, num_steps, logsnr_fn, bound)
 
 
 def encode_ddim(denoise, x, w, *, num_steps, logsnr_fn):
-    """DDIM run backwards: from pictures at t = 0 over 1/N, …, to latents at t = 1.
+    """DDIM run backwards: from images at t = 0 over 1/N, …, to latents at t = 1.
 
     Never clipped: a clip would lose what decoding needs.
 
     Args:
       denoise: denoiser; for a distilled encoder, of this N.
-      x: pictures, `[B, H, W, C]` in [-1, 1].
+      x: images or latents, `[B, H, W, C]`.
       w: guidance weight, `[B]`.
       num_steps: N ≥ 1, a Python or traced integer.
       logsnr_fn: schedule t -> λ_t.
@@ -94,7 +94,7 @@ def encode_ddim(denoise, x, w, *, num_steps, logsnr_fn):
     return jax.lax.fori_loop(0, num_steps, step, jnp.asarray(x, jnp.float32))
 
 
-def _sample(denoise, z_1, w, advance, num_steps, logsnr_fn, clip):
+def _sample(denoise, z_1, w, advance, num_steps, logsnr_fn, bound):
     """N calls of `denoise`; `advance(x_hat, z_t, i, logsnr_at)` leads from t = i/N to (i − 1)/N."""
     num_steps = jnp.asarray(num_steps, jnp.int32)
     logsnr_at = _on_grid(logsnr_fn, num_steps, z_1.shape[0])
@@ -103,8 +103,8 @@ def _sample(denoise, z_1, w, advance, num_steps, logsnr_fn, clip):
         z_t, _ = carry
         i = num_steps - k
         x_hat = denoise(z_t, logsnr_at(i), w)
-        if clip:
-            x_hat = jnp.clip(x_hat, -1.0, 1.0)
+        if bound is not None:
+            x_hat = jnp.clip(x_hat, -bound, bound)
         return advance(x_hat, z_t, i, logsnr_at), x_hat
 
     z_1 = jnp.asarray(z_1, jnp.float32)

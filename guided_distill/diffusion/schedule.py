@@ -1,9 +1,60 @@
 """Noise schedules. Time t runs in [0, 1]: 0 is data, 1 is noise."""
 
+import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """λ over time, and at which times a model is trained.
+
+    Attributes:
+      logsnr: t -> λ_t, any shape, float32; λ may be infinite at the ends.
+      num_times: T of a model that is trained and asked at t = 1/T, …, 1 alone; None where t is
+        continuous.
+    """
+
+    logsnr: Callable
+    num_times: int | None = None
+
+    def draw_times(self, keys):
+        """One t per key that the model is trained at, uniform, `[B]` float32."""
+        if self.num_times is None:
+            return draw_uniform(keys, 0.0, 1.0)
+        draw = lambda key: jax.random.randint(key, (), 1, self.num_times + 1)  # noqa: E731
+        return jax.vmap(draw)(keys) / jnp.float32(self.num_times)
+
+
+def cosine_schedule(logsnr_min=-20.0, logsnr_max=20.0):
+    """The continuous cosine `Schedule`; arguments as in `cosine_logsnr`."""
+    return Schedule(functools.partial(cosine_logsnr, logsnr_min=logsnr_min, logsnr_max=logsnr_max))
+
+
+def table_schedule(logsnrs):
+    """The `Schedule` of a model of T discrete times.
+
+    Args:
+      logsnrs: λ at t = 0, 1/T, …, 1, `[T + 1]`, falling; the first may be infinite (x itself).
+    """
+    table = jnp.asarray(logsnrs, jnp.float32)
+    last = table.shape[0] - 1
+    return Schedule(lambda t: table[jnp.round(jnp.asarray(t) * last).astype(jnp.int32)], last)
+
+
+def nearest_index(logsnr, logsnrs):
+    """Index of each λ, `[B]`, in the table `logsnrs`, `[T + 1]`, as discrete networks are told."""
+    midpoints = 0.5 * (logsnrs[1:] + logsnrs[:-1])
+    return jnp.searchsorted(-midpoints, -jnp.asarray(logsnr, jnp.float32))
+
+
+def draw_uniform(keys, low, high):
+    """One U[low, high) draw per key, `[B]`."""
+    return jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=high))(keys)
 
 
 def cosine_logsnr(t, logsnr_min=-20.0, logsnr_max=20.0):

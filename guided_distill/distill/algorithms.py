@@ -13,12 +13,12 @@ The teacher goes there in `factor` sub-steps, 2 in the paper. Arguments of all l
   student: model being trained, a denoiser `(z, logsnr, w) -> x_hat` with its label already
     bound; w-conditioned from step one on.
   teacher: denoiser of the model distilled; gradients never reach it.
-  x: data, `[B, H, W, C]` in [-1, 1].
+  x: data, `[B, H, W, C]`; images lie in [-1, 1].
   keys: `[B]`, one PRNG key per example, so that a draw does not depend on how the batch lies on
     devices.
   num_steps: the student's N, a Python or traced integer; the teacher has factor · N.
   w_range: (w_min, w_max), which may be traced.
-  logsnr_fn: schedule t -> λ_t.
+  schedule: `Schedule`, which draws t and gives λ_t.
   loss_weight: ω: λ_t `[B]` -> `[B]`.
 
 Every loss is per example, `[B]`.
@@ -29,103 +29,103 @@ import jax.numpy as jnp
 
 from guided_distill.diffusion.ddim import ddim_step, x_tilde
 from guided_distill.diffusion.guidance import guide
-from guided_distill.diffusion.schedule import alpha_sigma
+from guided_distill.diffusion.schedule import alpha_sigma, draw_uniform
 from guided_distill.distill.losses import weighted_mse
 
 
-def teacher_loss(student, x, keys, *, logsnr_fn, loss_weight):
-    """The diffusion loss (Eq. 1), continuous time. Labels are dropped before they are bound."""
+def teacher_loss(student, x, keys, *, schedule, loss_weight):
+    """The diffusion loss (Eq. 1). Conditioning is dropped before it is bound."""
     t_keys, eps_keys = split_keys(keys, 2)
-    t = draw_uniform(t_keys, 0.0, 1.0)
-    logsnr_t = logsnr_fn(t)
+    t = schedule.draw_times(t_keys)
+    logsnr_t = schedule.logsnr(t)
     z_t = add_noise(x, eps_keys, logsnr_t)
     x_hat = student(z_t, logsnr_t, jnp.zeros_like(t))
     return weighted_mse(x_hat, x, loss_weight(logsnr_t))
 
 
-def step_one_loss(student, teacher, x, keys, *, w_range, logsnr_fn, loss_weight):
+def step_one_loss(student, teacher, x, keys, *, w_range, schedule, loss_weight):
     """Algorithm 1 (Eq. 3): one w-conditioned student matches the guided pair `teacher` at any t."""
     t_keys, w_keys, eps_keys = split_keys(keys, 3)
-    t = draw_uniform(t_keys, 0.0, 1.0)
+    t = schedule.draw_times(t_keys)
     w = draw_uniform(w_keys, *w_range)
-    logsnr_t = logsnr_fn(t)
+    logsnr_t = schedule.logsnr(t)
     z_t = add_noise(x, eps_keys, logsnr_t)
     x_hat_w = jax.lax.stop_gradient(teacher(z_t, logsnr_t, w))
     return weighted_mse(student(z_t, logsnr_t, w), x_hat_w, loss_weight(logsnr_t))
 
 
-def step_two_loss(
-    student, teacher, x, keys, *, num_steps, w_range, logsnr_fn, loss_weight, factor=2
-):
+def deterministic_loss(student, teacher, x, keys, **setting):
     """Algorithm 2: one student step of 1/N matches `factor` teacher steps of 1/(factor·N)."""
-    i_keys, w_keys, eps_keys = split_keys(keys, 3)
-    i = draw_index(i_keys, 1, num_steps)
-    w = draw_uniform(w_keys, *w_range)
-    times = times_down(i, num_steps, factor)
-    logsnr_t = logsnr_fn(times[0])
-    z_t = add_noise(x, eps_keys, logsnr_t)
-    x_tilde_w = ddim_target((teacher,) * factor, z_t, w, times, logsnr_fn)
-    return weighted_mse(student(z_t, logsnr_t, w), x_tilde_w, loss_weight(logsnr_t))
+    return _jump_loss(student, teacher, x, keys, starts_down, times_down, **setting)
 
 
-def stochastic_loss(
-    student, teacher, x, keys, *, num_steps, w_range, logsnr_fn, loss_weight, factor=2
-):
+def stochastic_loss(student, teacher, x, keys, **setting):
     """Algorithm 3: as Algorithm 2 with steps of 2/N, for `sample_stochastic`.
 
     No time goes below 0, and a step of length zero is the identity: at t = 1/N that leaves the
     paper's else-case, ONE teacher step to 0. At N = 1 (teacher of 2) the target is x̂ of the
     teacher itself.
     """
-    i_keys, w_keys, eps_keys = split_keys(keys, 3)
-    i = draw_index(i_keys, 1, num_steps)
-    w = draw_uniform(w_keys, *w_range)
-    times = times_down_twice(i, num_steps, factor)
-    logsnr_t = logsnr_fn(times[0])
-    z_t = add_noise(x, eps_keys, logsnr_t)
-    x_tilde_w = ddim_target((teacher,) * factor, z_t, w, times, logsnr_fn)
-    return weighted_mse(student(z_t, logsnr_t, w), x_tilde_w, loss_weight(logsnr_t))
+    return _jump_loss(student, teacher, x, keys, starts_down, times_down_twice, **setting)
 
 
-def encoder_loss(
-    student, teacher, x, keys, *, num_steps, w_range, logsnr_fn, loss_weight, factor=2
-):
+def encoder_loss(student, teacher, x, keys, **setting):
     """Algorithm 4: as Algorithm 2 with time reversed, for `encode_ddim`."""
-    i_keys, w_keys, eps_keys = split_keys(keys, 3)
-    i = draw_index(i_keys, 0, num_steps - 1)
-    w = draw_uniform(w_keys, *w_range)
-    times = times_up(i, num_steps, factor)
-    logsnr_t = logsnr_fn(times[0])
-    z_t = add_noise(x, eps_keys, logsnr_t)
-    x_tilde_w = ddim_target((teacher,) * factor, z_t, w, times, logsnr_fn)
+    return _jump_loss(student, teacher, x, keys, starts_up, times_up, **setting)
+
+
+def _jump_loss(
+    student, teacher, x, keys, starts, times_of, *,
+    num_steps, w_range, schedule, loss_weight, factor=2,
+):  # fmt: skip
+    """Algorithms 2 to 4, which differ in `starts` and in the times `times_of`."""
+    w, times, logsnr_t, z_t = _draw(x, keys, starts, times_of, num_steps, w_range, schedule, factor)
+    x_tilde_w = ddim_target((teacher,) * factor, z_t, w, times, schedule.logsnr)
     return weighted_mse(student(z_t, logsnr_t, w), x_tilde_w, loss_weight(logsnr_t))
 
 
 def two_student_loss(
-    student, teacher, x, keys, *, num_steps, w_range, logsnr_fn, loss_weight, factor=2
+    student, teacher, x, keys, *, num_steps, w_range, schedule, loss_weight, factor=2
 ):
     """Algorithm 5, the naive baseline: `student` and `teacher` are pairs (x̂_c, x̂) of denoisers.
 
     The guided teacher leads to the last sub-step, which its two halves take separately.
     """
-    i_keys, w_keys, eps_keys = split_keys(keys, 3)
-    i = draw_index(i_keys, 1, num_steps)
-    w = draw_uniform(w_keys, *w_range)
-    times = times_down(i, num_steps, factor)
-    logsnr_t = logsnr_fn(times[0])
-    z_t = add_noise(x, eps_keys, logsnr_t)
+    w, times, logsnr_t, z_t = _draw(
+        x, keys, starts_down, times_down, num_steps, w_range, schedule, factor
+    )
 
     def guided(z, logsnr, w):
         return guide(*(half(z, logsnr, w) for half in teacher), w)
 
-    z_mid = ddim_path((guided,) * (factor - 1), z_t, w, times[:-1], logsnr_fn)
+    z_mid = ddim_path((guided,) * (factor - 1), z_t, w, times[:-1], schedule.logsnr)
     loss = jnp.zeros_like(w)
     for student_half, teacher_half in zip(student, teacher, strict=True):
-        z_end = ddim_path((teacher_half,), z_mid, w, times[-2:], logsnr_fn)
-        target = x_tilde(z_end, z_t, logsnr_s=logsnr_fn(times[-1]), logsnr_t=logsnr_t)
+        z_end = ddim_path((teacher_half,), z_mid, w, times[-2:], schedule.logsnr)
+        target = x_tilde(z_end, z_t, logsnr_s=schedule.logsnr(times[-1]), logsnr_t=logsnr_t)
         target = jax.lax.stop_gradient(target)
         loss += weighted_mse(student_half(z_t, logsnr_t, w), target, loss_weight(logsnr_t))
     return loss
+
+
+def _draw(x, keys, starts, times_of, num_steps, w_range, schedule, factor):
+    """(w, times from t = i/N on, λ_t, z_t): what Algorithms 2 to 5 begin with."""
+    i_keys, w_keys, eps_keys = split_keys(keys, 3)
+    i = draw_index(i_keys, *starts(num_steps))
+    w = draw_uniform(w_keys, *w_range)
+    times = times_of(i, num_steps, factor)
+    logsnr_t = schedule.logsnr(times[0])
+    return w, times, logsnr_t, add_noise(x, eps_keys, logsnr_t)
+
+
+def starts_down(num_steps):
+    """(first, last) i of a step down from t = i/N."""
+    return 1, num_steps
+
+
+def starts_up(num_steps):
+    """(first, last) i of a step up from t = i/N."""
+    return 0, num_steps - 1
 
 
 def times_down(i, num_steps, factor):
@@ -181,11 +181,6 @@ def add_noise(x, keys, logsnr_t):
     return alpha_t * x + sigma_t * eps
 
 
-def draw_uniform(keys, low, high):
-    """One U[low, high) draw per key, `[B]`."""
-    return jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=high))(keys)
-
-
 def draw_index(keys, first, last):
     """One integer per key, uniform on first, …, last (both included; may be traced), `[B]`."""
     return jax.vmap(lambda key: jax.random.randint(key, (), first, last + 1))(keys)
@@ -194,16 +189,3 @@ def draw_index(keys, first, last):
 def split_keys(keys, num):
     """`num` arrays of keys `[B]` out of one."""
     return jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(keys)
-
-
-ROUND_LOSSES = {
-    "deterministic": step_two_loss,
-    "stochastic": stochastic_loss,
-    "encoder": encoder_loss,
-    "two_student": two_student_loss,
-}
-ROUND_TIMES = {
-    "deterministic": times_down,
-    "stochastic": times_down_twice,
-    "encoder": times_up,
-}

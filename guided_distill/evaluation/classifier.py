@@ -13,12 +13,12 @@ import optax
 from guided_distill.data.batches import batch_indices
 from guided_distill.data.pixels import to_float
 from guided_distill.evaluation.features import FeatureExtractor, apply_in_batches
-from guided_distill.progress import Progress
-from guided_distill.training.checkpoint import load_params, read_json, save_params, write_json
+from guided_distill.system.files import load_params, read_json, save_params, write_json
+from guided_distill.system.progress import Progress
 
 BATCH_SIZE = 100
 LEARNING_RATE = 2e-3
-PICTURES_AT_ONCE = 1_000
+IMAGES_AT_ONCE = 1_000
 MAX_SHIFT = 1  # pixels; training pictures are moved by up to so much
 
 
@@ -119,8 +119,8 @@ def train_classifier(network, source, *, num_updates, seed):
 def measure_accuracy(network, params, source):
     """Share of a source's pictures that the classifier gets right."""
     right = 0
-    for start in range(0, len(source), PICTURES_AT_ONCE):
-        indices = np.arange(start, min(start + PICTURES_AT_ONCE, len(source)))
+    for start in range(0, len(source), IMAGES_AT_ONCE):
+        indices = np.arange(start, min(start + IMAGES_AT_ONCE, len(source)))
         images, labels = source.read(indices)
         _, log_p = apply_classifier(network, params, images)
         right += np.count_nonzero(log_p.argmax(axis=1) == labels)

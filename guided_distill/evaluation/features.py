@@ -8,7 +8,7 @@ import numpy as np
 
 from guided_distill.evaluation.inception import NUM_FEATURES, InceptionV3
 from guided_distill.evaluation.inception_weights import load_inception
-from guided_distill.training.sharding import batch_sharding, place, put, to_host
+from guided_distill.system.sharding import batch_sharding, place, put, to_host
 
 INCEPTION_BATCH = 32  # pictures per device and call
 

@@ -12,7 +12,7 @@ import numpy as np
 from guided_distill.errors import UserError
 from guided_distill.evaluation.inception import InceptionV3
 from guided_distill.evaluation.pytorch_weights import read_state_dict
-from guided_distill.training.checkpoint import tree_sha256
+from guided_distill.system.files import tree_sha256
 
 FILE_NAME = "pt_inception-2015-12-05-6726825d.pth"
 WHERE = (
@@ -37,7 +37,7 @@ def convert_inception(source, out):
     """
     source, out = pathlib.Path(source), pathlib.Path(out)
     if out.suffix != ".npz":
-        raise UserError(f"--out={out}: take a name that ends in .npz")
+        raise UserError(f"`out` must end in .npz, got {out}")
     params = fold_batch_norm(read_state_dict(source), source)
     record = {
         "format": FORMAT,
@@ -61,7 +61,7 @@ def load_inception(path):
     path = pathlib.Path(path)
     if not path.exists():
         raise UserError(
-            f"{path} is missing: {WHERE}; --mode=convert_inception makes our file of it"
+            f"{path} is missing: {WHERE}; the job convert_inception makes our file of it"
         )
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -70,7 +70,7 @@ def load_inception(path):
         sha256 = record["params_sha256"]
     except Exception as error:  # A damaged archive fails in many ways.
         raise UserError(
-            f"{path} is no weights file of --mode=convert_inception, or a damaged one"
+            f"{path} is no weights file of the job convert_inception, or a damaged one"
         ) from error
     if record["format"] != FORMAT or tree_sha256(flat) != sha256:
         raise UserError(f"{path} is damaged: its contents do not match their digest")

@@ -9,10 +9,10 @@ import numpy as np
 
 from guided_distill.errors import UserError
 from guided_distill.evaluation.metrics import Moments, neighbour_radii
-from guided_distill.processes import first_only
-from guided_distill.progress import Progress
+from guided_distill.system.processes import first_only
+from guided_distill.system.progress import Progress
 
-PICTURES_AT_ONCE = 1_000
+IMAGES_AT_ONCE = 1_000
 FEATURES_KEPT = 10_000  # for what needs features themselves: kernel distance, precision, recall
 
 
@@ -44,8 +44,8 @@ def compute_reference(source, extractor):
     moments, kept = Moments(), []
     stride = -(-len(source) // FEATURES_KEPT)
     progress = Progress("reference statistics", total=len(source), unit="picture")
-    for start in range(0, len(source), PICTURES_AT_ONCE):
-        indices = np.arange(start, min(start + PICTURES_AT_ONCE, len(source)))
+    for start in range(0, len(source), IMAGES_AT_ONCE):
+        indices = np.arange(start, min(start + IMAGES_AT_ONCE, len(source)))
         images, _ = source.read(indices)
         features, _ = extractor.apply(images)
         moments.add(features)
@@ -96,7 +96,7 @@ def load_reference(path, source, extractor):
             features = file.get("features", None)
             provenance = json.loads(str(file["provenance"])) if "provenance" in file else {}
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: --mode=reference_stats makes it") from None
+        raise UserError(f"{path} is missing: the job reference_stats makes it") from None
     except Exception as error:  # A damaged archive fails in many ways.
         raise UserError(f"{path} is no reference statistics with mu and sigma") from error
     dimension = extractor.num_features

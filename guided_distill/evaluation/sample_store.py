@@ -6,8 +6,8 @@ import pathlib
 
 import numpy as np
 
-from guided_distill.processes import array_from_first, from_first, is_first
-from guided_distill.training.checkpoint import read_json, write_json
+from guided_distill.system.files import read_json, write_json
+from guided_distill.system.processes import array_from_first, from_first, is_first
 
 
 def key_of(identity):

@@ -5,7 +5,12 @@ import dataclasses
 import numpy as np
 
 from guided_distill.data.pixels import to_float, to_uint8
-from guided_distill.evaluation.generate import calls_per_step
+from guided_distill.distill.distillations import (
+    DETERMINISTIC,
+    ENCODER,
+    calls_per_step,
+    students_of,
+)
 from guided_distill.evaluation.metrics import rmse
 
 SHOWN = 10  # pictures in a strip of the figure
@@ -36,39 +41,39 @@ class Coder:
         return f"{SYSTEM_NAMES[self.system]}, N = {self.num_steps} ({self.calls} calls each)"
 
 
-def make_coder(system, encoder, decoder, samplers, *, num_steps, seed):
-    """A `Coder` from the folders of two finished stages.
+def make_coder(system, encoder, decoder, generators, *, num_steps, seed):
+    """A `Coder` from two finished stages.
 
     Args:
       system: "distilled" or "ddim".
-      encoder: `StageFolder`; for "ddim" the teacher.
-      decoder: `StageFolder`; for "ddim" the teacher.
-      samplers: `Samplers`.
+      encoder: `FinishedStage`; for "ddim" the teacher.
+      decoder: `FinishedStage`; for "ddim" the teacher.
+      generators: `Generators`.
       num_steps: N of each.
       seed: of the noise that `decode` draws without latents.
     """
-    encoder_params, encoder_record = encoder.load()
-    decoder_params, decoder_record = decoder.load()
-    run_encoder = samplers.of(encoder_record, "encode")
-    run_decoder = samplers.of(decoder_record, "ddim")
 
-    def encode(x, labels, w):
-        return run_encoder(
-            encoder_params, labels=labels, w=w, indices=np.arange(len(labels)),
-            num_steps=num_steps, seed=seed, start=x,
-        )  # fmt: skip
+    def make_run(stage, sampler):
+        generator = generators.of(stage.record, sampler)
 
-    def decode(latents, labels, w):
-        return run_decoder(
-            decoder_params, labels=labels, w=w, indices=np.arange(len(labels)),
-            num_steps=num_steps, seed=seed, start=latents,
-        )  # fmt: skip
+        def run(start, labels, w):
+            return generator(
+                stage.params,
+                cond=np.asarray(labels, np.int32),
+                w=w,
+                indices=np.arange(len(labels)),
+                num_steps=num_steps,
+                seed=seed,
+                start=start,
+            )
 
-    calls = num_steps * calls_per_step(encoder_record)
-    return Coder(system, num_steps, calls, encode, decode)
+        return run
+
+    calls = num_steps * calls_per_step(encoder.record)
+    return Coder(system, num_steps, calls, make_run(encoder, "encode"), make_run(decoder, "ddim"))
 
 
-def translate_pictures(coders, images, source_labels, target_labels, *, encoder_w, weights):
+def translate_images(coders, images, source_labels, target_labels, *, encoder_w, weights):
     """Encodes with the source labels, decodes with the target labels.
 
     Args:
@@ -108,7 +113,7 @@ def measure_translation(
       (rows, translated): a row per coder and weight, plain JSON; what `translate_pictures` gave.
     """
     x, n = to_float(images), len(images)
-    translated = translate_pictures(
+    translated = translate_images(
         coders, images, source_labels, target_labels, encoder_w=encoder_w, weights=weights
     )
     rows = []
@@ -135,37 +140,33 @@ def measure_translation(
     return rows, translated
 
 
-def list_coders(stages, samplers, *, num_steps, seed):
+def list_coders(stages, generators, *, num_steps, seed):
     """The distilled coder of N steps, and guided DDIM with as many steps and with as many calls.
 
     Args:
-      stages: `{name: StageFolder}`, which hold both students of N.
-      samplers: `Samplers`.
+      stages: `{name: FinishedStage}`, which hold both students of N.
+      generators: `Generators`.
       num_steps: N.
       seed: of the noise that `decode` draws without latents.
     """
     encoder, decoder, teacher = (
-        stages[name]
-        for name in (
-            f"step_two/encoder/{num_steps:04d}",
-            f"step_two/deterministic/{num_steps:04d}",
-            "teacher",
-        )
+        students_of(stages, ENCODER)[num_steps],
+        students_of(stages, DETERMINISTIC)[num_steps],
+        stages["teacher"],
     )
-    coders = [make_coder("distilled", encoder, decoder, samplers, num_steps=num_steps, seed=seed)]
+    coders = [make_coder("distilled", encoder, decoder, generators, num_steps=num_steps, seed=seed)]
     for steps in dict.fromkeys((num_steps, max(1, num_steps // 2))):
-        coders.append(make_coder("ddim", teacher, teacher, samplers, num_steps=steps, seed=seed))
+        coders.append(make_coder("ddim", teacher, teacher, generators, num_steps=steps, seed=seed))
     return coders
 
 
-def can_translate(stages, num_steps):
-    """Whether there are a distilled encoder and decoder of N."""
-    return all(
-        f"step_two/{name}/{num_steps:04d}" in stages for name in ("encoder", "deterministic")
-    )
+def coder_steps(stages):
+    """(every N of a distilled encoder, those of which there is a decoder too), two sets."""
+    encoders = set(students_of(stages, ENCODER))
+    return encoders, encoders & set(students_of(stages, DETERMINISTIC))
 
 
-def pictures_of_pairs(source, pairs):
+def images_of_pairs(source, pairs):
     """All pictures of each pair's source label, to become the target label.
 
     Args:

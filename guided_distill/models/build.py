@@ -1,14 +1,26 @@
-"""Networks from their settings."""
+"""The U-Net of a config, or of a finished stage, as a `Model`."""
 
 import jax
 import jax.numpy as jnp
 
+from guided_distill.diffusion.schedule import cosine_schedule
+from guided_distill.models.model import Conditioning, Model
 from guided_distill.models.unet import UNet
 
 
-def build_unet(settings, *, num_classes, w_conditioned, dropout=0.0, remat="none"):
-    """The U-Net that a mapping of `config.model`'s keys describes."""
-    return UNet(
+def unet_model(settings, schedule, *, image_shape, num_classes, knows_w, dropout=0.0, remat="none"):
+    """The `Model` of a U-Net that learns labelled images.
+
+    Args:
+      settings: mapping of `config.model`'s keys.
+      schedule: mapping of `config.schedule`'s keys.
+      image_shape: (H, W, C).
+      num_classes: labels are 0, …, num_classes − 1; num_classes itself means none.
+      knows_w: whether it has the branch that embeds w.
+      dropout: rate while it is given dropout keys.
+      remat: as in `UNet`.
+    """
+    network = UNet(
         num_classes=num_classes,
         width=settings["width"],
         channel_mults=tuple(settings["channel_mults"]),
@@ -17,17 +29,49 @@ def build_unet(settings, *, num_classes, w_conditioned, dropout=0.0, remat="none
         head_dim=settings["head_dim"],
         dropout=dropout,
         dtype=jnp.dtype(settings["dtype"]),
-        w_conditioned=w_conditioned,
+        w_conditioned=knows_w,
         remat=remat,
+    )
+    return wrap_network(
+        network,
+        image_shape=image_shape,
+        prediction=settings["prediction"],
+        schedule=cosine_schedule(schedule["logsnr_min"], schedule["logsnr_max"]),
     )
 
 
-def init_params(network, key, image_shape):
-    """Fresh parameters for pictures of `image_shape` (H, W, C); jit this, it is slow otherwise."""
-    one = jnp.zeros((1,))
-    w = one if network.w_conditioned else None
-    z = jnp.zeros((1, *image_shape))
-    return network.init(key, z, one, jnp.zeros((1,), jnp.int32), w)["params"]
+def wrap_network(network, *, image_shape, prediction, schedule):
+    """The `Model` of a `UNet`; jit its `init`, it is slow otherwise."""
+
+    def apply(params, z, logsnr, labels, w, dropout_keys):
+        return network.apply({"params": params}, z, logsnr, labels, w, dropout_keys)
+
+    def init(key):
+        one = jnp.zeros((1,))
+        w = one if network.w_conditioned else None
+        z, label = jnp.zeros((1, *image_shape)), jnp.zeros((1,), jnp.int32)
+        return network.init(key, z, one, label, w)["params"]
+
+    return Model(
+        apply=apply,
+        init=init,
+        prediction=prediction,
+        schedule=schedule,
+        conditioning=Conditioning(null=network.num_classes),
+        sample_shape=tuple(image_shape),
+        knows_w=network.w_conditioned,
+    )
+
+
+def model_of_record(record):
+    """The `Model` of a finished stage, from its `stage.json`."""
+    return unet_model(
+        record["config"]["model"],
+        record["config"]["schedule"],
+        image_shape=record["image_shape"],
+        num_classes=record["num_classes"],
+        knows_w=record["stage"] != "teacher",
+    )
 
 
 def count_params(params):

@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from guided_distill.errors import UserError
-from guided_distill.processes import several
+from guided_distill.system.processes import several
 
 
 class Interrupted(Exception):
@@ -71,7 +71,7 @@ class StopSignals:
             os.kill(os.getpid(), signal.SIGTERM)  # Tells the others.
 
 
-def train(
+def run_stage(
     state,
     update_fn,
     batches,
@@ -87,8 +87,8 @@ def train(
 
     Args:
       state: `TrainState` to go on from; donated.
-      update_fn: `(state, update, images, labels) -> (state, metrics)`.
-      batches: `(start, stop)` -> iterator over the (images, labels) of those updates.
+      update_fn: `(state, update, batch) -> (state, metrics)`.
+      batches: `(start, stop)` -> iterator over the batches (x, cond) of those updates.
       num_updates: where to stop.
       log_every: updates between looks at the metrics.
       checkpoint_every: updates between checkpoints.
@@ -116,7 +116,7 @@ def train(
             settle(update)
             checkpoints.save(state)
             signals.stop()
-        state, metrics = update_fn(state, update, *batch)
+        state, metrics = update_fn(state, update, batch)
         pending.append(metrics)
         done = update + 1
         save = done == num_updates or done % checkpoint_every == 0

@@ -9,7 +9,7 @@ import importlib.util
 import sys
 import types
 
-from guided_distill.processes import is_first
+from guided_distill.system.processes import is_first
 
 
 def make_metric_writer(directory):

@@ -1,177 +1,128 @@
-"""The compiled updates, one per kind of stage.
+"""The compiled updates: one maker, and what each kind of stage learns.
 
 Each is ONE program over the whole mesh: noise, the teacher's target, x̃ inversion, loss,
-gradient, all-reduce, clip, Adam and average. What changes between stages and rounds (teacher
-parameters, `num_steps`, the interval of w, learning rate, the stage's key) comes in as an
-argument, so all rounds of one algorithm (and factor) share one executable.
+gradient, all-reduce, clip, Adam and average. What changes between stages and rounds is one pytree,
+`Given`, so all rounds of one algorithm (and factor) share one executable.
 """
 
 import zlib
+from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import optax
 
 from guided_distill.data.augment import augment
 from guided_distill.data.pixels import to_float
-from guided_distill.distill.algorithms import (
-    ROUND_LOSSES,
-    split_keys,
-    step_one_loss,
-    teacher_loss,
-)
-from guided_distill.models.denoiser import bind, bind_guided, clip_prediction, drop_labels
+from guided_distill.distill.algorithms import split_keys, step_one_loss, teacher_loss
+from guided_distill.models.model import clip_prediction
 from guided_distill.training.gradient import batch_gradient
 from guided_distill.training.optimizer import descend
 
 
-def make_update_teacher(
-    network,
-    optimizer,
-    *,
-    prediction,
-    label_dropout,
-    ema_decay,
-    logsnr_fn,
-    loss_weight,
-    augmentations=(),
-    take_gradient=batch_gradient,
-):
-    """`update_teacher(state, stage_key, learning_rate, images, labels)`: Eq. 1.
+@flax.struct.dataclass
+class Given:
+    """What an update is given beside state and batch: none of it compiles again.
 
-    The returned function, like those of the other makers, is jitted, donates `state` and
-    returns `(state, {"loss", "grad_norm"})`. `images` is `[B, H, W, C]` uint8, `labels` `[B]`;
-    `augmentations` are names of `data.augment`. `take_gradient` is `batch_gradient` or an
-    `accumulated_gradient`.
+    Attributes:
+      key: of the stage.
+      learning_rate: float32.
+      teacher_params: of the frozen teacher; None where there is none, as below.
+      w_range: (w_min, w_max), float32 `[2]`.
+      num_steps: N of the student, int32.
+      teacher_bound: the teacher's x̂ is clipped to ± it; infinity for the paper's target.
     """
 
-    def update_teacher(state, stage_key, learning_rate, images, labels):
-        x = prepare(images, stage_key, state.update, augmentations)
-        keys = example_keys(stage_key, state.update, images.shape[0])
-        label_keys, dropout_keys, loss_keys = split_keys(keys, 3)
-        null_label = network.num_classes
-        labels = drop_labels(labels, label_keys, null_label=null_label, rate=label_dropout)
-
-        def losses(params, x, labels, dropout_keys, loss_keys):
-            denoise = bind(
-                network, params, labels, prediction=prediction, dropout_keys=dropout_keys
-            )
-            return teacher_loss(
-                denoise,
-                x,
-                loss_keys,
-                logsnr_fn=logsnr_fn,
-                loss_weight=loss_weight,
-            )
-
-        examples = (x, labels, dropout_keys, loss_keys)
-        gradient = take_gradient(losses, state.params, examples)
-        return apply_gradient(state, *gradient, optimizer, learning_rate, ema_decay)
-
-    return CompiledUpdate(update_teacher)
+    key: jax.Array
+    learning_rate: Any
+    teacher_params: Any = None
+    w_range: Any = None
+    num_steps: Any = None
+    teacher_bound: Any = None
 
 
-def make_update_step_one(
-    teacher_network,
-    network,
-    optimizer,
-    *,
-    prediction,
-    ema_decay,
-    logsnr_fn,
-    loss_weight,
-    augmentations=(),
-    take_gradient=batch_gradient,
+def make_update(
+    losses, optimizer, *, name, ema_decay=None, augmentations=(), take_gradient=batch_gradient
 ):
-    """`update_step_one(state, teacher_params, w_range, stage_key, learning_rate, images, labels)`:
-    Algorithm 1; `w_range` is float32 `[2]`."""
+    """`update_<name>(state, given, batch) -> (state, {"loss", "grad_norm"})`, compiled.
 
-    def update_step_one(state, teacher_params, w_range, stage_key, learning_rate, images, labels):
-        x = prepare(images, stage_key, state.update, augmentations)
-        keys = example_keys(stage_key, state.update, images.shape[0])
+    Args:
+      losses: `(params, given, x, cond, keys) -> [B]`, as the functions below make them.
+      optimizer: of `make_optimizer`.
+      name: for the compile log.
+      ema_decay: of the average of the parameters; None keeps none.
+      augmentations: names of `data.augment`.
+      take_gradient: `batch_gradient` or an `accumulated_gradient`.
 
-        def losses(params, x, labels, keys):
-            null_labels = jnp.full_like(labels, teacher_network.num_classes)
-            teacher = bind_guided(
-                teacher_network, teacher_params, labels, null_labels, prediction=prediction
-            )
-            return step_one_loss(
-                bind(network, params, labels, prediction=prediction),
-                teacher,
-                x,
-                keys,
-                w_range=w_range,
-                logsnr_fn=logsnr_fn,
-                loss_weight=loss_weight,
-            )
-
-        gradient = take_gradient(losses, state.params, (x, labels, keys))
-        return apply_gradient(state, *gradient, optimizer, learning_rate, ema_decay)
-
-    return CompiledUpdate(update_step_one)
-
-
-def make_update_step_two(
-    network,
-    optimizer,
-    *,
-    algorithm,
-    factor,
-    prediction,
-    logsnr_fn,
-    loss_weight,
-    augmentations=(),
-    take_gradient=batch_gradient,
-):
-    """`update_<algorithm>(state, teacher_params, w_range, num_steps, teacher_bound, stage_key,
-    learning_rate, images, labels)`: Algorithms 2 to 5 for a student of `num_steps` steps.
-
-    The teacher's predictions are clipped to ±`teacher_bound` (infinity: the paper's target). The
-    models of Algorithm 5 are pairs: the network with the label and with the null label.
+    Returns:
+      A `CompiledUpdate`; `state` is donated, `given` a `Given`, `batch` (x, cond): `[B, H, W, C]`
+      uint8 images or float32 latents, and conditioning with leading axis B.
     """
-    round_loss = ROUND_LOSSES[algorithm]
-    in_pairs = algorithm == "two_student"
 
-    def update_step_two(
-        state,
-        teacher_params,
-        w_range,
-        num_steps,
-        teacher_bound,
-        stage_key,
-        learning_rate,
-        images,
-        labels,
-    ):
-        x = prepare(images, stage_key, state.update, augmentations)
-        keys = example_keys(stage_key, state.update, images.shape[0])
+    def update(state, given, batch):
+        x, cond = batch
+        x = prepare(x, given.key, state.update, augmentations)
+        keys = example_keys(given.key, state.update, x.shape[0])
 
-        def model(params, labels):
-            null_labels = jnp.full_like(labels, network.num_classes)
-            cond, uncond = (
-                bind(network, params, some, prediction=prediction) for some in (labels, null_labels)
-            )
-            return (cond, uncond) if in_pairs else cond
+        def losses_of(params, *examples):
+            return losses(params, given, *examples)
 
-        def losses(params, x, labels, keys):
-            teacher = model(teacher_params, labels)
-            return round_loss(
-                model(params, labels),
-                jax.tree.map(lambda d: clip_prediction(d, teacher_bound), teacher),
-                x,
-                keys,
-                num_steps=num_steps,
-                w_range=w_range,
-                logsnr_fn=logsnr_fn,
-                loss_weight=loss_weight,
-                factor=factor,
-            )
+        loss, grads = take_gradient(losses_of, state.params, (x, cond, keys))
+        return apply_gradient(state, loss, grads, optimizer, given.learning_rate, ema_decay)
 
-        gradient = take_gradient(losses, state.params, (x, labels, keys))
-        return apply_gradient(state, *gradient, optimizer, learning_rate, ema_decay=None)
+    update.__name__ = f"update_{name}"
+    return CompiledUpdate(update)
 
-    update_step_two.__name__ = f"update_{algorithm}"
-    return CompiledUpdate(update_step_two)
+
+def teacher_losses(model, *, label_dropout, loss_weight):
+    """Losses of the guided teacher (Eq. 1), whose conditioning is dropped at the given rate."""
+
+    def losses(params, given, x, cond, keys):
+        drop_keys, dropout_keys, loss_keys = split_keys(keys, 3)
+        cond = model.conditioning.drop(cond, drop_keys, label_dropout)
+        denoise = model.denoiser(params, cond, dropout_keys)
+        return teacher_loss(denoise, x, loss_keys, schedule=model.schedule, loss_weight=loss_weight)
+
+    return losses
+
+
+def step_one_losses(teacher, student, *, loss_weight):
+    """Losses of a w-conditioned student of the guided pair `teacher` (Algorithm 1)."""
+
+    def losses(params, given, x, cond, keys):
+        return step_one_loss(
+            student.denoiser(params, cond),
+            teacher.guided(given.teacher_params, cond),
+            x,
+            keys,
+            w_range=given.w_range,
+            schedule=student.schedule,
+            loss_weight=loss_weight,
+        )
+
+    return losses
+
+
+def round_losses(model, distillation, *, factor, loss_weight):
+    """Losses of one round of a `Distillation` (Algorithms 2 to 5), teacher and student alike."""
+    bind = model.pair if distillation.learns_pair else model.denoiser
+
+    def losses(params, given, x, cond, keys):
+        teacher = bind(given.teacher_params, cond)
+        return distillation.loss(
+            bind(params, cond),
+            jax.tree.map(lambda half: clip_prediction(half, given.teacher_bound), teacher),
+            x,
+            keys,
+            num_steps=given.num_steps,
+            w_range=given.w_range,
+            schedule=model.schedule,
+            loss_weight=loss_weight,
+            factor=factor,
+        )
+
+    return losses
 
 
 class CompiledUpdate:
@@ -206,10 +157,11 @@ def apply_gradient(state, loss, grads, optimizer, learning_rate, ema_decay):
     return state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
 
-def prepare(images, stage_key, update, augmentations):
-    """What an update learns from: `[B, H, W, C]` uint8 -> float32 in [-1, 1], augmented."""
+def prepare(x, stage_key, update, augmentations):
+    """What an update learns from: uint8 images become float32 in [-1, 1]; both are augmented."""
+    x = to_float(x) if x.dtype == jnp.uint8 else x
     own_key = jax.random.fold_in(stage_key, zlib.crc32(b"augmentations"))
-    return augment(to_float(images), example_keys(own_key, update, images.shape[0]), augmentations)
+    return augment(x, example_keys(own_key, update, x.shape[0]), augmentations)
 
 
 def example_keys(stage_key, update, batch_size):

@@ -1,0 +1,220 @@
+"""The job `evaluate`: all finished stages of a workdir compared, or any folder of images."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from guided_distill.distill.distillations import (
+    distillation_of,
+    network_evaluations,
+)
+from guided_distill.distill.ranges import check_distilled
+from guided_distill.errors import UserError
+from guided_distill.evaluation.comparison import Comparison, merge_draws
+from guided_distill.evaluation.contenders import list_contenders
+from guided_distill.evaluation.nearest import nearest_images
+from guided_distill.evaluation.round_gap import measure_round_gaps
+from guided_distill.evaluation.translation import (
+    coder_steps,
+    images_of_pairs,
+    list_coders,
+    measure_translation,
+)
+from guided_distill.jobs.common import (
+    choose_extractor,
+    find_reference,
+    load_classifier,
+    make_generators,
+    open_data,
+)
+from guided_distill.jobs.measure_images import measure_images
+from guided_distill.report.run_report import fewest_calls, terminal_summary, write_report
+from guided_distill.run import settings
+from guided_distill.run.checks import check_data
+from guided_distill.system.files import read_json
+from guided_distill.system.progress import to_stderr, to_stdout
+from guided_distill.system.workdir import find_stages, own_workdir, params_hashes
+from guided_distill.training.metric_writer import make_metric_writer
+
+RESULTS_FORMAT = 2  # of results.json; another one is measured anew
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of `evaluate`.
+
+    Attributes:
+      config: ConfigDict; the workdir's own where the command line names none.
+      workdir: of the run.
+      images: image files or folders to measure instead of the run's models.
+      skip_broken: leave out images that cannot be used, and say which.
+      out: JSON to write, of `images` alone; '' writes none.
+    """
+
+    config: Any
+    workdir: str
+    images: tuple[str, ...] = ()
+    skip_broken: bool = False
+    out: str = ""
+
+
+def run(request):
+    """Evaluates a workdir, or measures the images of the request."""
+    workdir = pathlib.Path(request.workdir).expanduser()
+    settings.prepare_config(request.config)
+    if request.images:
+        measure_images(
+            request.config,
+            workdir,
+            request.images,
+            skip_broken=request.skip_broken,
+            out=request.out,
+        )
+        return
+    with own_workdir(workdir):
+        if not evaluate(request.config, workdir):
+            to_stdout(f"evaluated before: {workdir / 'report' / 'index.html'}")
+
+
+def evaluate(config, workdir, generators=None, dataset=None):
+    """Compares all finished stages and writes `report/`; False where it stood there already."""
+    workdir = pathlib.Path(workdir)
+    stages = find_stages(workdir)
+    check_evaluation(config, workdir, stages)
+    done = read_results(workdir, stages)
+    if done and done["provenance"]["evaluation"] == settings.to_plain(config)["evaluation"]:
+        return False
+
+    generators = generators or make_generators(config)
+    dataset = dataset or open_data(config)
+    for stage in stages.values():
+        check_data(stage.path, stage.record, dataset.train)
+    classifier = load_classifier(config, workdir, dataset)
+    extractor = choose_extractor(config, classifier)
+    reference = find_reference(config, workdir, dataset.train, extractor)
+    rows, images = compare(
+        config, workdir, stages, generators, dataset.train, (extractor, classifier, reference)
+    )
+    weights, seed = config.evaluation.w, config.evaluation.seed
+    results = {
+        "format": RESULTS_FORMAT,
+        "rows": rows,
+        "translations": evaluate_translation(config, stages, generators, classifier, dataset.test),
+        "round_gaps": measure_round_gaps(stages, dataset.train, weights, seed=seed),
+        "provenance": describe(config, stages, extractor, classifier, reference, dataset.test),
+    }
+    nearest = nearest_images(fewest_calls(images), extractor, reference, dataset.train)
+    write_report(workdir / "report", results, images, nearest)
+    write_to_tensorboard(workdir, results)
+    to_stdout(terminal_summary(results))
+    to_stderr(f"report: {workdir / 'report' / 'index.html'}")
+    return True
+
+
+def compare(config, workdir, stages, generators, source, measures):
+    """(rows over all draws, images of the first), as `Comparison.run` has them.
+
+    `measures` is (extractor, classifier, reference).
+    """
+    evaluation = config.evaluation
+    extractor, classifier, reference = measures
+    contenders = list_contenders(
+        stages,
+        generators,
+        start_steps=config.step_two.start_steps,
+        num_steps=evaluation.num_steps,
+        baselines=evaluation.baselines,
+        baseline_num_steps=evaluation.baseline_num_steps,
+    )
+    draws = [
+        Comparison(
+            workdir / "evaluation",
+            reference,
+            extractor,
+            classifier,
+            num_classes=source.num_classes,
+            image_shape=source.image_shape,
+            num_samples=evaluation.num_samples,
+            batch_size=evaluation.batch_size,
+            seed=evaluation.seed + draw,
+        ).run(contenders, evaluation.w)
+        for draw in range(evaluation.num_draws)
+    ]
+    rows = [merge_draws(same) for same in zip(*(rows for rows, _ in draws), strict=True)]
+    return rows, draws[0][1]
+
+
+def write_to_tensorboard(workdir, results):
+    """The report's numbers beside the curves of training, at the run's last update."""
+    stages = results["provenance"]["stages"].values()
+    scalars = {
+        f"report/{metric}, w = {row['w']:g}/{row['model']}_{row['num_steps']:04d}": row[metric]
+        for row in results["rows"]
+        for metric in ("fid", "is", "accuracy", "rmse_to_teacher")
+        if row[metric] is not None
+    }
+    writer = make_metric_writer(workdir / "metrics")
+    writer.write_scalars(sum(stage["updates"] for stage in stages), scalars)
+    writer.flush()
+
+
+def evaluate_translation(config, stages, generators, classifier, test_source):
+    """Rows of `measure_translation` on held-out images; none without an encoder."""
+    num_steps = config.evaluation.translation_num_steps
+    _, both = coder_steps(stages)
+    if not config.evaluation.translations or num_steps not in both:
+        return []
+    rows, _ = measure_translation(
+        list_coders(stages, generators, num_steps=num_steps, seed=config.evaluation.seed),
+        *images_of_pairs(test_source, config.evaluation.translations),
+        encoder_w=config.w_range[0],
+        weights=config.evaluation.w,
+        classifier=classifier,
+    )
+    return rows
+
+
+def read_results(workdir, stages):
+    """What `evaluate` measured; None where it did not, or other stages than `stages`."""
+    results = read_json(workdir / "report" / "results.json")
+    if results is None or results.get("format") != RESULTS_FORMAT:
+        return None
+    return results if results["provenance"]["params_sha256"] == params_hashes(stages) else None
+
+
+def check_evaluation(config, workdir, stages):
+    """Refuses a workdir without students, and an N that none of them has."""
+    records = [stage.record for stage in stages.values()]
+    rows = [(record, distillation_of(record)) for record in records]
+    distilled = {record["num_steps"] for record, row in rows if row and row.samplers}
+    if not distilled:
+        raise UserError(f"{workdir} holds no finished student: train one first")
+    for num_steps in config.evaluation.num_steps:
+        check_distilled(num_steps, distilled, what="evaluation.num_steps")
+
+
+def describe(config, stages, extractor, classifier, reference, test_source):
+    """What a report's numbers rest on, as plain JSON."""
+    return {
+        "evaluation": settings.to_plain(config)["evaluation"],
+        "params_sha256": params_hashes(stages),
+        "data": test_source.name,
+        "features": extractor.name,
+        "reference": reference.provenance,
+        "test_size": len(test_source),
+        "classifier": classifier.name,
+        "classifier_accuracy": classifier.accuracy,
+        "w_range": list(config.w_range),
+        "batch_size": config.evaluation.batch_size,
+        "stages": {name: stage_summary(stage.record) for name, stage in stages.items()},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+    }
+
+
+def stage_summary(record):
+    """What a report says of how a stage was trained."""
+    keys = ("algorithm", "num_steps", "factor", "updates", "seconds")
+    return {key: record[key] for key in keys} | {"evaluations": network_evaluations(record)}

@@ -1,0 +1,39 @@
+"""The job `reference_stats`: statistics of the training images, for any later evaluation."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from guided_distill.evaluation.reference import compute_reference, save_reference
+from guided_distill.jobs.common import choose_extractor, load_classifier, open_data
+from guided_distill.run import settings
+from guided_distill.system.progress import to_stderr
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of `reference_stats`.
+
+    Attributes:
+      config: ConfigDict; the workdir's own where the command line names none.
+      workdir: where the classifier lies, whose features are taken without InceptionV3.
+      out: the .npz to write; '' is `reference/<features>.npz` in the workdir.
+    """
+
+    config: Any
+    workdir: str
+    out: str = ""
+
+
+def run(request):
+    """Computes the statistics and writes them."""
+    config, workdir = request.config, pathlib.Path(request.workdir).expanduser()
+    settings.prepare_config(config)
+    dataset = open_data(config)
+    classifier = None
+    if not config.evaluation.inception:
+        classifier = load_classifier(config, workdir, dataset)
+    extractor = choose_extractor(config, classifier)
+    path = pathlib.Path(request.out or workdir / "reference" / f"{extractor.name}.npz")
+    save_reference(path, compute_reference(dataset.train, extractor))
+    to_stderr(f"statistics of {len(dataset.train):,} images on {extractor.name}: {path}")

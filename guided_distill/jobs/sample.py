@@ -1,0 +1,93 @@
+"""The job `sample`: images or arrays from one finished stage."""
+
+import dataclasses
+import math
+import pathlib
+
+import numpy as np
+
+from guided_distill.data.pixels import to_uint8
+from guided_distill.errors import UserError
+from guided_distill.jobs.common import check_counts, check_image_path
+from guided_distill.report.grids import save_grid
+from guided_distill.sampling.sampler import Sampler, read_labels
+from guided_distill.system.processes import first_only
+from guided_distill.system.progress import to_stderr
+
+MAX_STRIP = 16  # samples in one row of an image, where there is a row per weight
+ARRAYS = ".npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of `sample`.
+
+    Attributes:
+      workdir: of the run.
+      stage: `teacher`, `step_one`, a distillation such as `step_two/stochastic` or
+        `single_w/1` (its student of `num_steps`), or '' for the deterministic students.
+      num_steps: N.
+      w: guidance weights; each gets an equal share of the n samples, on the same noise.
+      labels: classes to cycle through, numbers or names; empty means all.
+      n: number of samples.
+      seed: of the noise.
+      out: path; `.npz` holds `samples`, `labels` and `w`, any other suffix is an image.
+      batch_size: samples per compiled call.
+      sampler: `ddim`, `stochastic` or `ancestral`; '' takes the one that the model was made for.
+      force: sample with `sampler` though the model was not made for it.
+    """
+
+    workdir: str
+    stage: str = ""
+    num_steps: int = 4
+    w: tuple[float, ...] = (1.0,)
+    labels: tuple[str | int, ...] = ()
+    n: int = 64
+    seed: int = 0
+    out: str = ""
+    batch_size: int = 256
+    sampler: str = ""
+    force: bool = False
+
+
+def run(request):
+    """Draws samples from a finished stage into an image or an `.npz`."""
+    if not request.out:
+        raise UserError("`out` is missing: name a file, such as grid.png or samples.npz")
+    check_image_path(request.out, ARRAYS)
+    check_counts(request, "num_steps", "batch_size", "n")
+    n, weights = request.n, request.w
+    if n < len(weights):
+        raise UserError(f"`n` {n} leaves no sample for some of the {len(weights)} weights of `w`")
+    sampler = Sampler.load(
+        request.workdir,
+        request.num_steps,
+        stage=request.stage,
+        sampler=request.sampler,
+        force=request.force,
+        max_batch_size=request.batch_size,
+    )
+    labels = read_labels(request.labels, sampler.record)
+    labels = labels or list(range(sampler.record["num_classes"]))
+    per_weight = -(-n // len(weights))
+    rows = np.arange(n)
+    indices = rows % per_weight
+    sample_labels = np.asarray(labels, np.int32)[indices % len(labels)]
+    sample_w = np.asarray(weights, np.float32)[rows // per_weight]
+    x = sampler.draw(sample_labels, sample_w, request.seed, indices)
+    write_samples(pathlib.Path(request.out), x, sample_labels, sample_w)
+    to_stderr(
+        f"{n} samples in {request.num_steps} steps of the {sampler.name} sampler: {request.out}"
+    )
+
+
+@first_only
+def write_samples(out, x, labels, w):
+    """Writes arrays, or an image: a row per weight where the rows stay short."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ARRAYS:
+        np.savez(out, samples=x, labels=labels, w=w)
+        return
+    per_weight = np.count_nonzero(w == w[0])
+    one_row_each = per_weight < len(x) and per_weight <= MAX_STRIP
+    save_grid(out, to_uint8(x), per_weight if one_row_each else math.ceil(per_weight**0.5))

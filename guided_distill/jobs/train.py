@@ -1,0 +1,130 @@
+"""The job `train`: whatever of a run is not finished, and its evaluation."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from guided_distill.data.pixels import to_uint8
+from guided_distill.distill.distillations import fitting_samplers
+from guided_distill.jobs.common import make_generators, open_data
+from guided_distill.jobs.evaluate import evaluate
+from guided_distill.jobs.report import write_paper
+from guided_distill.report.grids import grid, save_grid
+from guided_distill.run import settings
+from guided_distill.run.stages import plan_stages, select_stages, stages_after
+from guided_distill.run.trainer import Trainer
+from guided_distill.system.progress import to_stderr
+from guided_distill.system.workdir import StageFolder, own_workdir
+
+PREVIEW_STEPS = 64  # at most, of the samples drawn after a stage
+PREVIEW_SAMPLES = 10  # per guidance weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of `train`, as its arguments have it."""
+
+    config: Any
+    workdir: str
+    stage: str = ""
+    teacher: str = ""
+
+
+def run(request):
+    """`train` of a `Request`."""
+    train(request.config, request.workdir, stage=request.stage, teacher=request.teacher)
+
+
+def train(
+    config: Any,
+    workdir: str | pathlib.Path,
+    *,
+    stage: str = "",
+    teacher: str | pathlib.Path = "",
+    on_images: Callable[[str, pathlib.Path], None] | None = None,
+) -> bool:
+    """Trains and evaluates whatever of a run is not finished; an interrupted call goes on.
+
+        config = guided_distill.load_config("configs/digits.py")
+        guided_distill.train(config, "runs/digits")
+
+    Args:
+      config: ConfigDict, as `load_config` gives it.
+      workdir: the run's folder.
+      stage: one stage alone, without evaluation, such as "teacher"; '' means all.
+      teacher: folder of a finished stage, in any workdir, that the first stage trained learns
+        from; the stages up to its kind are left out.
+      on_images: called with (title, path) whenever samples of a finished stage were drawn.
+
+    Returns:
+      Whether there was anything left to do.
+
+    Raises:
+      UserError: where the config is wrong, or another run holds the workdir.
+      Interrupted: after SIGINT or SIGTERM, with everything saved.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    settings.prepare_config(config)
+    with own_workdir(workdir):
+        trained = train_stages(config, workdir, stage, teacher, on_images)
+        if trained and config.evaluation.paper_report and not stage:
+            write_paper([workdir])
+    return trained
+
+
+def train_stages(config, workdir, stage_name, teacher, on_images):
+    """Trains what is not finished, then evaluates; says so where nothing is left to do."""
+    settings.check_devices(config, jax.device_count())
+    dataset = open_data(config)
+    stages = select_stages(plan_stages(config), stage_name)
+    finished = StageFolder(teacher).finished() if teacher else None
+    if finished:
+        stages = stages_after(stages, finished.record)
+    generators = make_generators(config)
+    trainer = Trainer(
+        config,
+        workdir,
+        dataset,
+        on_stage_end=lambda *args: preview(config, workdir, generators, on_images, *args),
+    )
+    trained = trainer.run(stages, finished)
+    if stage_name:
+        to_stderr(f"{stage_name}: {'finished' if trained else 'was finished before'}: {workdir}")
+        return bool(trained)
+    evaluated = evaluate(config, workdir, generators, dataset)
+    if not trained and not evaluated:
+        to_stderr(f"this run is finished: {workdir / 'report' / 'index.html'}")
+    return bool(trained or evaluated)
+
+
+def preview(config, workdir, generators, on_images, stage, finished, update, writer):
+    """Draws a strip per guidance weight after a stage: `samples/<stage>.png`, TensorBoard.
+
+    `on_images`, as in `train`, is told of it. Encoders have no samples.
+    """
+    record = finished.record
+    if not fitting_samplers(record):
+        return
+    w_min, w_max = stage.w_range or config.w_range
+    weights = [w for w in config.evaluation.w if w_min <= w <= w_max] or [w_min]
+    num_steps = stage.num_steps or min(PREVIEW_STEPS, config.step_two.start_steps)
+    indices = np.tile(np.arange(PREVIEW_SAMPLES), len(weights))
+    x = generators.of(record)(
+        finished.params,
+        cond=(indices % record["num_classes"]).astype(np.int32),
+        w=np.repeat(weights, PREVIEW_SAMPLES),
+        indices=indices,
+        num_steps=num_steps,
+        seed=config.evaluation.seed,
+    )
+    images = to_uint8(x)
+    path = workdir / "samples" / f"{stage.name.replace('/', '_')}.png"
+    save_grid(path, images, PREVIEW_SAMPLES)
+    writer.write_images(update, {f"{stage.name}/samples": grid(images, PREVIEW_SAMPLES)[None]})
+    writer.flush()
+    if on_images is not None:
+        on_images(stage.title, path)

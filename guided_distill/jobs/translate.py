@@ -1,0 +1,147 @@
+"""The job `translate`: images of one class become images of another (section 4, C.7)."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from guided_distill.data.images import read_images
+from guided_distill.distill.distillations import ENCODER, students_of
+from guided_distill.distill.ranges import check_distilled, check_w
+from guided_distill.errors import UserError
+from guided_distill.evaluation.translation import (
+    coder_steps,
+    list_coders,
+    measure_translation,
+    translation_blocks,
+)
+from guided_distill.jobs.common import (
+    check_counts,
+    check_image_path,
+    load_classifier,
+    open_data,
+)
+from guided_distill.report.grids import save_strips
+from guided_distill.report.tables import translation_table
+from guided_distill.run import settings
+from guided_distill.sampling.generator import Generators
+from guided_distill.system import sharding
+from guided_distill.system.files import write_json
+from guided_distill.system.progress import to_stderr, to_stdout
+from guided_distill.system.workdir import find_stages, params_hashes
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked of `translate`.
+
+    Attributes:
+      config: ConfigDict; the workdir's own where the command line names none.
+      workdir: of a run with an encoder and deterministic students.
+      source_label: what the images show.
+      target_label: what they are to become.
+      encoder_w: guidance weight of the encoder.
+      w: guidance weights of the decoder.
+      num_steps: N of encoder and decoder; None takes the fewest that both have.
+      images: image files or folders of them; empty takes the data set's held-out images.
+      n: how many images at most.
+      seed: of the fresh noise that is decoded for comparison.
+      out: path of the figure; '' is `translate/<source>_to_<target>.png` in the workdir.
+      batch_size: images per compiled call.
+    """
+
+    config: Any
+    workdir: str
+    source_label: int | None = None
+    target_label: int | None = None
+    encoder_w: float = 0.0
+    w: tuple[float, ...] = (1.0,)
+    num_steps: int | None = None
+    images: tuple[str, ...] = ()
+    n: int = 64
+    seed: int = 0
+    out: str = ""
+    batch_size: int = 256
+
+
+def run(request):
+    """Encodes images with the source label, decodes with the target label, beside guided DDIM."""
+    config, workdir = request.config, pathlib.Path(request.workdir).expanduser()
+    settings.prepare_config(config)
+    if request.out:
+        check_image_path(request.out)
+    check_counts(request, "batch_size", "n", *(["num_steps"] if request.num_steps else []))
+    stages = find_stages(workdir)
+    num_steps = choose_num_steps(workdir, stages, request.num_steps)
+    record = students_of(stages, ENCODER)[num_steps].record
+    check_request(record, request)
+    dataset = open_data(config)
+    images = choose_images(request, dataset, record["image_shape"])
+    source_label, target_label = request.source_label, request.target_label
+    generators = Generators(sharding.make_mesh(), min(request.batch_size, len(images)))
+    rows, translated = measure_translation(
+        list_coders(stages, generators, num_steps=num_steps, seed=request.seed),
+        images,
+        np.full(len(images), source_label),
+        np.full(len(images), target_label),
+        encoder_w=request.encoder_w,
+        weights=request.w,
+        classifier=load_classifier(config, workdir, dataset),
+    )
+    name = f"{source_label}_to_{target_label}"
+    figure = pathlib.Path(request.out or workdir / "translate" / f"{name}.png")
+    title = f"{source_label} to {target_label}, encoded at w = {request.encoder_w:g}"
+    save_strips(figure, translation_blocks(images, translated), title)
+    write_json(figure.with_suffix(".json"), {"params_sha256": params_hashes(stages), "rows": rows})
+    to_stdout(translation_table(rows))
+    to_stderr(f"{len(images)} images translated: {figure}")
+
+
+def choose_images(request, dataset, image_shape):
+    """The first n of the request's own images, else of the held-out ones of the source class."""
+    if request.images:
+        images, notices = read_images(request.images, image_shape)
+        for notice in notices:
+            to_stderr(notice)
+    else:
+        members = np.flatnonzero(dataset.test.labels == request.source_label)
+        images, _ = dataset.test.read(members[: request.n])
+    if not len(images):
+        raise UserError(f"{dataset.name} has no held-out image of class {request.source_label}")
+    return images[: request.n]
+
+
+def choose_num_steps(workdir, stages, num_steps):
+    """N for which there are both an encoder and a decoder.
+
+    Raises:
+      UserError: where there is none, or not of `num_steps`.
+    """
+    encoders, both = coder_steps(stages)
+    if not encoders:
+        raise UserError(
+            f"{workdir} holds no encoder: train one with a config's :encoder variant, such as "
+            f"--config=configs/digits.py:encoder --workdir={workdir}"
+        )
+    if not both:
+        raise UserError(
+            f"{workdir} holds encoders of {sorted(encoders)} steps but no deterministic student "
+            "of as many to decode with: train one"
+        )
+    if num_steps is not None:
+        check_distilled(num_steps, both, what="`num_steps`")
+    return num_steps or min(both)
+
+
+def check_request(record, request):
+    """Refuses labels and weights that the models were not trained for."""
+    for name in ("source_label", "target_label"):
+        label = getattr(request, name)
+        if label is None:
+            raise UserError(f"`{name}` is missing: name a class by its number")
+        if not 0 <= label < record["num_classes"]:
+            raise UserError(f"`{name}` must lie in 0 to {record['num_classes'] - 1}, got {label}")
+    check_w(request.encoder_w, record["w_range"], what="`encoder_w`")
+    for w in request.w:
+        check_w(w, record["w_range"], what="`w`")

@@ -1,0 +1,119 @@
+"""A model: a pure function of its parameters, and what must be known to use it as a denoiser."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from guided_distill.diffusion.guidance import guide
+from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
+from guided_distill.diffusion.schedule import Schedule
+
+Denoiser = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Params = Any  # a pytree of arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+    """What a model is told beside λ and w: a pytree whose leaves have the leading axis B.
+
+    Attributes:
+      null: one example of it, without that axis, that means none: the number after the last
+        class, the embedding of an empty prompt.
+    """
+
+    null: Any
+
+    def nulls(self, cond: Any) -> Any:
+        """As many nulls as `cond` has examples, in its structure and dtypes."""
+
+        def fill(null, leaf):
+            return jnp.broadcast_to(jnp.asarray(null, leaf.dtype), leaf.shape)
+
+        return jax.tree.map(fill, self.null, cond)
+
+    def drop(self, cond: Any, keys: jax.Array, rate: float) -> Any:
+        """Each example's conditioning replaced by the null with probability `rate`.
+
+        All leaves of an example are dropped together; `keys` is `[B]`.
+        """
+        drop = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
+
+        def choose(leaf, null):
+            return jnp.where(drop.reshape(-1, *[1] * (leaf.ndim - 1)), null, leaf)
+
+        return jax.tree.map(choose, cond, self.nulls(cond))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What a network is, so that its parameters become a denoiser `(z, logsnr, w) -> x_hat`.
+
+        model = guided_distill.Model(
+            apply=lambda params, z, logsnr, cond, w, dropout_keys: ...,
+            init=lambda key: params,
+            prediction="eps",
+            schedule=cosine_schedule(),
+            conditioning=Conditioning(null=empty_prompt),
+            sample_shape=(64, 64, 4),
+            bound=None,
+        )
+
+    Attributes:
+      apply: `(params, z [B, …], logsnr [B], cond, w [B] or None, dropout_keys [B] or None) ->
+        prediction`, the shape of z.
+      init: `key -> params`.
+      prediction: what it predicts: "x", "eps" or "v".
+      schedule: `Schedule` that it is trained on.
+      conditioning: `Conditioning`.
+      sample_shape: of one x, such as (H, W, C).
+      knows_w: whether it is conditioned on w; where not, it is given None.
+      bound: of x's values, 1 for images; None for none, as of latents.
+    """
+
+    apply: Callable[..., jax.Array]
+    init: Callable[[jax.Array], Params]
+    prediction: str
+    schedule: Schedule
+    conditioning: Conditioning
+    sample_shape: tuple[int, ...]
+    knows_w: bool = False
+    bound: float | None = 1.0
+
+    def denoiser(
+        self, params: Params, cond: Any, dropout_keys: jax.Array | None = None
+    ) -> Denoiser:
+        """Denoiser with parameters and conditioning bound; x_hat is float32, the shape of z."""
+
+        def denoise(z, logsnr, w):
+            out = self.apply(params, z, logsnr, cond, w if self.knows_w else None, dropout_keys)
+            return X_FROM_PREDICTION[self.prediction](out, z, logsnr)
+
+        return denoise
+
+    def pair(self, params: Params, cond: Any) -> tuple[Denoiser, Denoiser]:
+        """(x̂_c, x̂) as two denoisers (Algorithm 5)."""
+        return self.denoiser(params, cond), self.denoiser(params, self.conditioning.nulls(cond))
+
+    def guided(self, params: Params, cond: Any) -> Denoiser:
+        """The pair (x̂_c, x̂) as one denoiser x̂^w; both run as one batch of 2B."""
+        nulls = self.conditioning.nulls(cond)
+        denoise_both = self.denoiser(params, jax.tree.map(_interleave, cond, nulls))
+
+        def denoise(z, logsnr, w):
+            both = denoise_both(*(_interleave(a, a) for a in (z, logsnr, w)))
+            return guide(both[0::2], both[1::2], w)
+
+        return denoise
+
+
+def clip_prediction(denoise: Denoiser, bound: float | jax.Array) -> Denoiser:
+    """The denoiser with x̂ clipped to ±bound: infinity for no clip."""
+    return lambda z, logsnr, w: jnp.clip(denoise(z, logsnr, w), -bound, bound)
+
+
+def _interleave(a, b):
+    """a₀ b₀ a₁ b₁ …: the 2B batch in an order that keeps each pair on its own device."""
+    return jnp.stack([a, b], axis=1).reshape((-1,) + a.shape[1:])

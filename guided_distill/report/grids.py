@@ -1,0 +1,88 @@
+"""Pictures of samples, as PNG."""
+
+import pathlib
+
+import matplotlib
+
+matplotlib.use("Agg")  # No screen is needed, on a pod or in a test.
+
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+from guided_distill.system.processes import first_only
+
+MIN_IMAGE_SIZE = 32  # pixels; smaller samples are enlarged by a whole factor
+
+
+def grid(images, columns):
+    """Samples `[n, H, W, C]` uint8 side by side, with a gap of one pixel: `[H', W', C]`."""
+    n, height, width, channels = images.shape
+    rows = -(-n // columns)
+    tiles = np.full((rows * columns, height + 1, width + 1, channels), 255, np.uint8)
+    tiles[:n, :height, :width] = images
+    tiles = tiles.reshape(rows, columns, height + 1, width + 1, channels)
+    sheet = tiles.transpose(0, 2, 1, 3, 4)
+    return sheet.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
+
+
+@first_only
+def save_grid(path, images, columns):
+    """Writes `grid`, small samples enlarged without smoothing."""
+    sheet = grid(images, columns)
+    factor = max(1, MIN_IMAGE_SIZE // images.shape[1])
+    sheet = sheet.repeat(factor, axis=0).repeat(factor, axis=1)
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet).save(path)
+
+
+def save_strips(path, blocks, title):
+    """Writes blocks of labelled strips, each strip a row of samples on the same noise.
+
+    Args:
+      path: PNG.
+      blocks: `{block title: {strip label: images [n, H, W, C] uint8}}`, laid out in a grid
+        two blocks wide.
+      title: over everything.
+    """
+    columns = min(2, len(blocks))
+    lines = -(-len(blocks) // columns)
+    most_strips = max(len(block) for block in blocks.values())
+    n = max(len(images) for block in blocks.values() for images in block.values())
+    figure, axes = plt.subplots(
+        lines,
+        columns,
+        squeeze=False,
+        figsize=(columns * (0.42 * n + 1.9), lines * (0.42 * most_strips + 0.45) + 0.4),
+        layout="constrained",
+    )
+    for axis in axes.flat[len(blocks) :]:
+        axis.set_axis_off()
+    for axis, (name, block) in zip(axes.flat, blocks.items(), strict=False):
+        strips = [grid(images, n) for images in block.values()]
+        gap = np.full((1, *strips[0].shape[1:]), 255, np.uint8)
+        parts = [np.concatenate([strip, gap]) for strip in strips]
+        sheet = np.concatenate(parts)[:-1]
+        axis.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        height = parts[0].shape[0]
+        axis.set_yticks([(k + 0.5) * height - 0.5 for k in range(len(parts))], list(block))
+        axis.set_xticks([])
+        axis.tick_params(length=0)
+        axis.set_title(name, fontsize=10, loc="left")
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    figure.suptitle(title, fontsize=12)
+    save_figure(figure, path)
+
+
+def save_figure(figure, path):
+    """Writes a figure and closes it."""
+    _write_figure(figure, pathlib.Path(path))
+    plt.close(figure)
+
+
+@first_only
+def _write_figure(figure, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)

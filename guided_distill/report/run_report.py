@@ -1,0 +1,363 @@
+"""The report of a run: `results.json`, a table for the terminal, `report.md` with images."""
+
+import pathlib
+
+from guided_distill.report.curves import save_distance_by_calls, save_round_gaps, save_trade_off
+from guided_distill.report.grids import save_strips
+from guided_distill.report.html import write_html
+from guided_distill.report.tables import (
+    MODEL_NAMES,
+    align,
+    calls_label,
+    gap_table,
+    main_model,
+    same_noise,
+    speed_table,
+    star_best,
+    table,
+    translation_table,
+)
+from guided_distill.system.files import write_json
+from guided_distill.system.processes import first_only
+
+STRIP_LENGTH = 10
+
+
+@first_only
+def write_report(folder, results, images, nearest):
+    """Writes the report into `folder`.
+
+    Args:
+      folder: `report/` of the workdir.
+      results: plain JSON: `rows` of `Comparison.run`, `translations` of `measure_translation`,
+        `round_gaps` of `measure_round_gaps`, and `provenance`, what the numbers rest on.
+      images: those of `Comparison.run`.
+      nearest: blocks of `nearest_images`, or none.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = results["rows"]
+    save_round_gaps(folder / "round_gaps.png", results["round_gaps"])
+    save_distance_by_calls(folder / "distance_by_calls.png", rows)
+    save_trade_off(folder / "trade_off.png", rows)
+    compared = comparison_blocks(images)
+    save_strips(folder / "comparison.png", compared, "The same noise through every model")
+    dial = dial_blocks(images)
+    save_strips(folder / "student.png", dial, "One student family: guidance weight by steps")
+    if nearest:
+        save_strips(
+            folder / "nearest.png", nearest, "Samples and the training images nearest to them"
+        )
+    text = render_markdown(results, with_nearest=bool(nearest))
+    (folder / "report.md").write_text(text)
+    write_html(folder / "index.html", text)
+    write_json(folder / "results.json", results)
+
+
+def comparison_blocks(images):
+    """One block per w: the full teacher, then DDIM and student at a middle N and the fewest."""
+    student = main_model({model for model, _, _ in images})
+    distilled = sorted({steps for model, steps, _ in images if model == student})
+    shown = sorted({distilled[len(distilled) // 2], distilled[0]}, reverse=True)
+    wanted = [("ddim", steps) for steps in shown] + [(student, steps) for steps in shown]
+    blocks = {}
+    for w in sorted({w for _, _, w in images}):
+        full_steps = next(steps for model, steps, _ in images if model == "teacher")
+        block = {
+            calls_label(model, steps): images[model, steps, w][:STRIP_LENGTH]
+            for model, steps in [("teacher", full_steps), *wanted]
+            if (model, steps, w) in images
+        }
+        blocks[f"w = {w:g}"] = block
+    return blocks
+
+
+def dial_blocks(images, model=None):
+    """One block per N of a model, one strip per w."""
+    model = model or main_model({model for model, _, _ in images})
+    blocks = {}
+    for name, steps, w in sorted(images, key=lambda key: key[1:]):
+        if name == model:
+            strips = blocks.setdefault(f"N = {steps}", {})
+            strips[f"w = {w:g}"] = images[name, steps, w][:STRIP_LENGTH]
+    return blocks
+
+
+def fewest_calls(images):
+    """`{title: images}` by w of the main model with the fewest steps: the first of each strip."""
+    model = main_model({model for model, _, _ in images})
+    fewest = min(steps for name, steps, _ in images if name == model)
+    return {
+        f"N = {steps}, w = {w:g}": samples[:STRIP_LENGTH]
+        for (name, steps, w), samples in images.items()
+        if (name, steps) == (model, fewest)
+    }
+
+
+def terminal_summary(results):
+    """What a run prints at its end."""
+    rows, translations = results["rows"], results["translations"]
+    provenance = results["provenance"]
+    n = rows[0]["n"]
+    translated = ["Style transfer of held-out pictures", translation_table(translations), ""]
+    return "\n".join(
+        [
+            "",
+            f"{distance_name(provenance, n)} to {provenance['data']} on {provenance['features']} "
+            f"(n = {n}; classifier {provenance['classifier_accuracy']:.1%} right on held-out "
+            "data); lower is better, * is the best",
+            star_best(table(rows, "fid", 2)),
+            "",
+            "Same-noise RMSE to the full teacher; lower is better",
+            star_best(table(same_noise(rows), "rmse_to_teacher", 3)),
+            "",
+            *(translated if translations else []),
+        ]
+    )
+
+
+def on_inception(provenance):
+    """Whether distances are on InceptionV3's features."""
+    return provenance["features"].startswith("inception")
+
+
+def distance_name(provenance, n):
+    """'FID-50k' for 50,000 samples on Inception features and for nothing else."""
+    if not on_inception(provenance):
+        return "Fréchet distance"
+    return "FID-50k" if n == 50_000 else f"FID of {n:,} samples"
+
+
+def distance_words(provenance, n):
+    """What the distance was measured on, and how it is biased."""
+    reference = provenance["reference"]
+    size = f"{reference['n']:,} pictures" if "n" in reference else f"{reference['file']}"
+    on = f"To {size}, on {provenance['features']}; n = {n:,} samples in every row."
+    if not on_inception(provenance):
+        on += (
+            " The features are those of a classifier trained on the same data, not Inception's: "
+            "compare rows, not papers."
+        )
+    if n < 50_000:
+        on += " A small n biases every value upwards."
+    return on
+
+
+def render_markdown(results, *, with_nearest):
+    """The report as Markdown."""
+    rows, provenance = results["rows"], results["provenance"]
+    parts = [
+        _title(rows, provenance),
+        _distance(rows, provenance),
+        _same_noise(rows),
+        _round_gaps(results["round_gaps"]),
+        _classes_and_score(rows, provenance),
+        _neighbours(rows, provenance),
+        _translation(results["translations"]),
+        _speed(rows, provenance),
+        _dial(),
+        _nearest() if with_nearest else "",
+        _training(provenance),
+        _provenance(provenance),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _title(rows, provenance):
+    """What the run is, and the run at a glance."""
+    full = next(row for row in rows if row["model"] == "teacher")
+    student = main_model({row["model"] for row in rows})
+    calls = [row["network_calls"] for row in rows if row["model"] == student]
+    w_min, w_max = provenance["w_range"]
+    return f"""# {provenance["data"]}: distilled guided diffusion
+
+A guided teacher that needs {full["network_calls"]} network calls for an image, distilled into
+students that need {min(calls)} to {max(calls)}, over guidance weights w in [{w_min:g}, {w_max:g}]
+(w = 0 is unguided).
+
+{_glance_table(rows, provenance)}
+
+![The same noise through every model](comparison.png)
+
+Every strip starts from the same ten noise samples, labels 0 to 9 of the data set's classes.
+"""
+
+
+def _glance_table(rows, provenance):
+    full = next(row for row in rows if row["model"] == "teacher")
+    student = main_model({row["model"] for row in rows})
+    fewest = min((row for row in rows if row["model"] == student), key=lambda r: r["num_steps"])
+    speed_up = fewest["images_per_second"] / full["images_per_second"]
+    minutes = sum(stage["seconds"] for stage in provenance["stages"].values()) / 60
+    name, w = distance_name(provenance, full["n"]), full["w"]
+    both = {
+        f"{MODEL_NAMES['teacher']}, {full['network_calls']} calls": full,
+        calls_label(student, fewest["num_steps"]): fewest,
+    }
+    return align(
+        [
+            ["at a glance", ""],
+            ["data", provenance["data"]],
+            ["training", f"{minutes:.1f} minutes on {provenance['devices']}"],
+            *([f"{name}, w = {w:g}: {who}", f"{row['fid']:.2f}"] for who, row in both.items()),
+            ["speed-up of the latter", f"{speed_up:,.0f} x"],
+        ]
+    )
+
+
+def _distance(rows, provenance):
+    n = rows[0]["n"]
+    return f"""## {distance_name(provenance, n)}
+
+{distance_words(provenance, n)} Lower is better; bold marks the best of the few-call models.
+
+{table(rows, "fid", 2)}
+
+![Fréchet distance against network calls](distance_by_calls.png)
+
+![Trade-off of distance and score over w](trade_off.png)
+"""
+
+
+def _same_noise(rows):
+    text = f"""## Distance from the full teacher, sample by sample
+
+Root mean square difference of samples from the same noise and label, images in [-1, 1].
+
+{table(same_noise(rows), "rmse_to_teacher", 3)}
+"""
+    to_step_one = [row for row in rows if row["rmse_to_step_one"] is not None]
+    if not to_step_one:
+        return text
+    full = next(row for row in rows if row["model"] == "teacher")
+    return f"""{text}
+The same from the step-one model at {full["num_steps"]} steps, which is what step two distills:
+
+{table(to_step_one, "rmse_to_step_one", 3)}
+"""
+
+
+def _round_gaps(gaps):
+    return f"""## Which round lost what
+
+Each student's one step against its teacher's sub-steps: RMSE of its prediction from the target of
+its round, on noised training images, over up to eight times t = i/N.
+
+{gap_table(gaps)}
+
+![Gap of each round over time](round_gaps.png)
+"""
+
+
+def _classes_and_score(rows, provenance):
+    return f"""## Class accuracy and inception score
+
+Share of samples that get the class that was asked for from a classifier trained on the same data
+({provenance["classifier"]}; {provenance["classifier_accuracy"]:.1%} right on
+{provenance["test_size"]} held-out images):
+
+{table(rows, "accuracy", 3)}
+
+exp E[KL(p(y|x) ‖ p(y))] on {provenance["features"]}, mean ± deviation over 10 splits:
+
+{table(rows, "is", 2)}
+"""
+
+
+def _neighbours(rows, provenance):
+    """Precision, recall and kernel distance; '' where the reference has no features of its own."""
+    if rows[0]["precision"] is None:
+        return ""
+    text = f"""## Precision and recall
+
+Share of samples among the training images (precision), and of those among the samples (recall),
+by balls to the third neighbour:
+
+{table(rows, "precision", 3)}
+
+{table(rows, "recall", 3)}
+"""
+    if on_inception(provenance):
+        text += f"""
+## Kernel inception distance
+
+Unbiased squared MMD with the cubic kernel x 1000, mean ± deviation over subsets; lower is better:
+
+{table(rows, "kid", 2)}
+"""
+    return text
+
+
+def _translation(translations):
+    if not translations:
+        return ""
+    return f"""## Style transfer
+
+Held-out images, encoded with their own class and decoded with another; the round trip decodes
+with their own.
+
+{translation_table(translations)}
+"""
+
+
+def _speed(rows, provenance):
+    return f"""## Speed
+
+Measured in this run, compilation left out, batches of {provenance["batch_size"]}.
+
+{speed_table(rows)}
+"""
+
+
+def _dial():
+    return """## One dial
+
+![Guidance weight by number of steps](student.png)
+"""
+
+
+def _nearest():
+    return """## Nearest training images
+
+![Samples and the training images nearest to them](nearest.png)
+
+Nearest by features: a student that copied its data would show the same image twice.
+"""
+
+
+def _training(provenance):
+    trained = [
+        [
+            name,
+            f"{stage['updates']:,}",
+            f"{stage['evaluations'] / 1e6:,.1f}",
+            f"{stage['seconds']:.0f}",
+        ]
+        for name, stage in provenance["stages"].items()
+    ]
+    return f"""## What it took
+
+{align([["stage", "updates", "million network evaluations", "seconds"], *trained])}
+
+A forward pass of one example is one evaluation, forward and backward are three.
+"""
+
+
+def _provenance(provenance):
+    """What the numbers rest on, in short."""
+    reference, evaluation = provenance["reference"], provenance["evaluation"]
+    lines = {
+        "data": f"{provenance['data']}, sha256 {reference.get('data_sha256', 'unknown')[:16]}",
+        "reference": f"{reference.get('n', 'unknown number of')} images",
+        "features": f"{provenance['features']}, resize: {reference.get('resize', 'unknown')}",
+        "classifier": provenance["classifier"],
+        "samples": f"{evaluation['num_samples']:,} a row, seed {evaluation['seed']}, "
+        f"draws {evaluation['num_draws']}",
+        "software": f"jax {provenance['jax']} on {provenance['devices']}",
+    }
+    return f"""## Provenance
+
+{align([["provenance", ""], *([key, value] for key, value in lines.items())])}
+
+All settings and the hash of every stage's parameters stand in [results.json](results.json).
+"""

@@ -1,0 +1,183 @@
+"""What a config's stages compute: models, first states and compiled updates."""
+
+import functools
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from guided_distill.distill.distillations import ALGORITHMS
+from guided_distill.distill.losses import LOSS_WEIGHTS
+from guided_distill.models.build import unet_model
+from guided_distill.models.student import init_student
+from guided_distill.system import sharding
+from guided_distill.training.gradient import accumulated_gradient, batch_gradient
+from guided_distill.training.memory import compile_to_fit
+from guided_distill.training.optimizer import make_optimizer
+from guided_distill.training.program import describe_program
+from guided_distill.training.state import init_state
+from guided_distill.training.update import (
+    Given,
+    make_update,
+    round_losses,
+    step_one_losses,
+    teacher_losses,
+)
+
+
+class StagePrograms:
+    """Makes what a config's stages train; compiles each kind of update once.
+
+    Args:
+      config: a checked ConfigDict.
+      mesh: the devices.
+      image_shape: (H, W, C) of the data.
+      num_classes: of the data.
+    """
+
+    def __init__(self, config, mesh, image_shape, num_classes):
+        self.config, self.mesh = config, mesh
+        make_model = functools.partial(
+            unet_model,
+            config.model,
+            config.schedule,
+            image_shape=tuple(image_shape),
+            num_classes=num_classes,
+            remat=config.memory.remat,
+        )
+        self.teacher = make_model(knows_w=False, dropout=config.teacher.dropout)
+        self.student = make_model(knows_w=True)
+        self.optimizer = make_optimizer(**config.optimizer)
+        self._updates = {}
+
+    def stage_key(self, stage):
+        """PRNG key of everything a stage draws."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(stage.name.encode()))
+
+    def fresh_state(self, stage, teacher_params):
+        """The stage's first state, on the devices: random, or the teacher's params."""
+        init = functools.partial(self._init, stage)
+        shapes = jax.eval_shape(init, self.stage_key(stage), teacher_params)
+        layout = sharding.state_shardings(shapes, self.mesh)
+        return jax.jit(init, out_shardings=layout)(self.stage_key(stage), teacher_params)
+
+    def with_w_branch(self, stage, teacher_params):
+        """The teacher's params in the students' network: the same model, for every w.
+
+        Algorithm 5 distils the guided pair itself, so its first teacher knows no w yet.
+        """
+
+        def widen(key, teacher_params):
+            return init_student(self.student.init(key), teacher_params)
+
+        return sharding.to_host(jax.jit(widen)(self.stage_key(stage), teacher_params))
+
+    def bind(self, stage, teacher_params):
+        """`(state, learning_rate, batch) -> (state, metrics)`: the stage's update."""
+        compiled = self.update_of(stage)
+        if teacher_params is not None:
+            teacher_params = sharding.place(teacher_params, self.mesh)
+        key = sharding.put_key(self.stage_key(stage), self.mesh)
+        given = given_of(stage, key, teacher_params)
+
+        def update(state, learning_rate, batch):
+            return compiled(state, given.replace(learning_rate=learning_rate), batch)
+
+        return update
+
+    def lower(self, stage):
+        """The stage's update as a program for shapes and layouts alone, on any kind of mesh."""
+        state, teacher_params, key = self.shapes(stage)
+        layout = sharding.batch_sharding(self.mesh)
+        batch_size = stage.optimization["batch_size"]
+        x_shape = (batch_size, *self.teacher.sample_shape)
+        batch = (
+            jax.ShapeDtypeStruct(x_shape, jnp.uint8, sharding=layout),
+            jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=layout),
+        )
+        return self.update_of(stage).lower(state, given_of(stage, key, teacher_params), batch)
+
+    def program(self, stage):
+        """What the stage's update takes of a device, a `Program`: compiled, not run."""
+        lowered = self.lower(stage)
+        return describe_program(lowered, compile_to_fit(lowered, stage.name))
+
+    def shapes(self, stage):
+        """(state, teacher params, key) of a stage's updates as shapes with their layouts."""
+        key = jax.eval_shape(lambda: self.stage_key(stage))
+        teacher_params = None
+        if stage.kind != "teacher":
+            teacher = self.teacher if stage.kind == "step_one" else self.student
+            teacher_params = jax.eval_shape(teacher.init, key)
+        state = jax.eval_shape(functools.partial(self._init, stage), key, teacher_params)
+        return self._shapes(state), self._shapes(teacher_params), self._shapes(key)
+
+    def kinds(self, stages):
+        """One stage of each kind that is compiled on its own, in order."""
+        return list({kind_of(stage): stage for stage in reversed(stages)}.values())[::-1]
+
+    def update_of(self, stage):
+        """The compiled update of a stage's kind, algorithm and factor, made once."""
+        key = kind_of(stage)
+        if key not in self._updates:
+            self._updates[key] = make_update(
+                self._losses(stage),
+                self.optimizer,
+                name=stage.algorithm or stage.kind,
+                ema_decay=stage.optimization.get("ema_decay"),
+                augmentations=tuple(self.config.data.augmentations),
+                take_gradient=self._take_gradient(),
+            )
+        return self._updates[key]
+
+    def _losses(self, stage):
+        loss_weight = LOSS_WEIGHTS[stage.optimization["loss"]]
+        if stage.kind == "teacher":
+            label_dropout = stage.optimization["label_dropout"]
+            return teacher_losses(
+                self.teacher, label_dropout=label_dropout, loss_weight=loss_weight
+            )
+        if stage.kind == "step_one":
+            return step_one_losses(self.teacher, self.student, loss_weight=loss_weight)
+        row = ALGORITHMS[stage.algorithm]
+        return round_losses(self.student, row, factor=stage.factor, loss_weight=loss_weight)
+
+    def _take_gradient(self):
+        parts = self.config.memory.gradient_accumulation
+        if parts == 1:
+            return batch_gradient
+        return functools.partial(accumulated_gradient, parts=parts, mesh=self.mesh)
+
+    def _init(self, stage, key, teacher_params):
+        params = teacher_params
+        if stage.kind == "teacher":
+            params = self.teacher.init(key)
+        if stage.kind == "step_one":
+            params = init_student(self.student.init(key), teacher_params)
+        return init_state(params, self.optimizer, keep_ema="ema_decay" in stage.optimization)
+
+    def _shapes(self, tree):
+        """Shapes with the layout that the tree has on the mesh."""
+        return jax.tree.map(
+            lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
+            tree,
+            sharding.state_shardings(tree, self.mesh),
+        )
+
+
+def kind_of(stage):
+    """What tells a stage's compiled update from those of others."""
+    return stage.kind, stage.algorithm, stage.factor
+
+
+def given_of(stage, key, teacher_params):
+    """The `Given` of a stage's updates, before the learning rate is known."""
+    rate = np.float32(0.0)
+    if stage.kind == "teacher":
+        return Given(key, rate)
+    w_range = np.asarray(stage.w_range, np.float32)
+    if stage.kind == "step_one":
+        return Given(key, rate, teacher_params, w_range)
+    bound = np.float32(1.0 if stage.optimization["clip_teacher"] else np.inf)
+    return Given(key, rate, teacher_params, w_range, np.int32(stage.num_steps), bound)

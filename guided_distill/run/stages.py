@@ -1,0 +1,150 @@
+"""The stages of a config, in order, with what determines each."""
+
+import dataclasses
+
+from guided_distill.distill.distillations import DETERMINISTIC, DISTILLATIONS
+from guided_distill.distill.rounds import step_factors
+from guided_distill.errors import UserError, nearest
+from guided_distill.run import settings
+from guided_distill.system.workdir import family_of, stage_name
+
+SHARED_SETTINGS = ("seed", "data", "schedule", "model", "optimizer")
+SHARED_DATA_SETTINGS = ("name", "augmentations")  # The hash of the images stands for the others.
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+      name: its folder in the workdir: `teacher`, `step_one`, `step_two/<algorithm>/<NNNN>`;
+        those of one fixed w lie under `single_w/<w>/`.
+      kind: `teacher`, `step_one` or `step_two`.
+      title: for people.
+      parent: name of the stage that teaches it, None for the teacher.
+      optimization: `num_updates`, `batch_size`, `learning_rate`, … of this stage.
+      settings: the part of the config that determines the params, as plain JSON.
+      w_range: (w_min, w_max) of what it learns, None for the teacher.
+      algorithm: of a round of step two, as `Distillation.algorithm`.
+      num_steps: N of a distilled student.
+      factor: its teacher's N over its own.
+    """
+
+    name: str
+    kind: str
+    title: str
+    parent: str | None
+    optimization: dict
+    settings: dict
+    w_range: tuple | None = None
+    algorithm: str | None = None
+    num_steps: int | None = None
+    factor: int | None = None
+
+    def is_called(self, name):
+        """Whether `--stage=name` means it: its name, a folder above, or `step_two/<NNNN>`."""
+        short_name = self.name.replace(f"/{DETERMINISTIC.algorithm}", "")
+        return name in ("", self.name, short_name) or self.name.startswith(f"{name}/")
+
+
+def plan_stages(config):
+    """The stages of a config, in order: teacher, step one, then each distillation's rounds."""
+    plain = settings.to_plain(config)
+    shared = {key: plain[key] for key in SHARED_SETTINGS}
+    shared["data"] = {key: plain["data"][key] for key in SHARED_DATA_SETTINGS}
+    teacher = Stage(
+        "teacher", "teacher", "teacher", None, plain["teacher"],
+        shared | {"teacher": plain["teacher"]},
+    )  # fmt: skip
+    stages = [teacher]
+    rows = [DISTILLATIONS[name] for name in plain["distillations"]]
+    if any(row.first_teacher == "step_one" and not row.knows_one_w for row in rows):
+        stages.append(_step_one(plain, shared, tuple(plain["w_range"])))
+    for row in rows:
+        if row.knows_one_w:
+            for w in plain[row.name]["w"]:
+                below = f"{row.name}/{w:g}"
+                stages.append(_step_one(plain, shared, (w, w), below))
+                stages += _rounds(plain, shared, row, (w, w), below)
+        else:
+            stages += _rounds(plain, shared, row, tuple(plain["w_range"]))
+    return stages
+
+
+def _step_one(plain, shared, w_range, below=""):
+    return Stage(
+        stage_name("step_one", below=below),
+        "step_one",
+        f"{below.replace('/', ' ')} step one".strip(),
+        "teacher",
+        plain["step_one"],
+        shared | {"w_range": list(w_range), "step_one": plain["step_one"]},
+        w_range,
+    )
+
+
+def _rounds(plain, shared, row, w_range, below=""):
+    """The rounds of one `Distillation`, each taught by the one before."""
+    section = {k: v for k, v in plain["step_two"].items() if k not in ("rounds", "start_steps")}
+    _, rounds = settings.rounds_of(plain, row.name)
+    factors = step_factors(plain["step_two"]["start_steps"], [r["num_steps"] for r in rounds])
+    parent = stage_name(row.first_teacher, below=below)
+    stages = []
+    for k, (one_round, factor) in enumerate(zip(rounds, factors, strict=True), start=1):
+        num_steps = one_round["num_steps"]
+        optimization = section | one_round
+        if row.copies_teacher(num_steps, factor):
+            optimization["num_updates"] = 0
+        determining = {"algorithm": row.algorithm, "factor": factor} | optimization
+        title = f"{row.stage_title}, round {k} of {len(rounds)} (N = {num_steps})"
+        stages.append(
+            Stage(
+                stage_name("step_two", row.algorithm, num_steps, below=below),
+                "step_two",
+                f"{below.replace('/', ' ')} {title}".strip(),
+                parent,
+                optimization,
+                shared | {"w_range": list(w_range), "step_two": determining},
+                w_range,
+                row.algorithm,
+                num_steps,
+                factor,
+            )
+        )
+        parent = stages[-1].name
+    return stages
+
+
+def select_stages(stages, name):
+    """The stages that `--stage` names ('' selects all).
+
+    `step_two` selects every round, `step_two/stochastic` those of one algorithm, `step_two/0064`
+    the deterministic round of that many steps.
+
+    Raises:
+      UserError: where no stage is called so.
+    """
+    chosen = [stage for stage in stages if stage.is_called(name)]
+    if not chosen:
+        names = [stage.name for stage in stages]
+        raise UserError(f"`stage` {name} is none of {', '.join(names)}{nearest(name, names)}")
+    return chosen
+
+
+def stages_after(stages, record):
+    """The stages that descend from the finished stage of a `stage.json` record, in order.
+
+    Raises:
+      UserError: where none does.
+    """
+    known = {"teacher"} | ({"step_one"} if record["stage"] != "teacher" else set())
+    left = [stage for stage in stages if stage.name not in known]
+    if record["stage"] == "step_two":
+        family, _ = family_of(record["name"])
+        left = [s for s in left if s.name.startswith(f"{family}/")]
+        left = [s for s in left if s.num_steps < record["num_steps"]]
+    if not left:
+        raise UserError(
+            f"`teacher` is a finished {record['name']}, which teaches none of the stages asked for"
+        )
+    return left

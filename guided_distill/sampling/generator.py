@@ -1,0 +1,133 @@
+"""Samples by the thousand: each a function of (seed, index, conditioning, w) and nothing else."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+
+from guided_distill.diffusion.samplers import (
+    encode_ddim,
+    sample_ancestral,
+    sample_ddim,
+    sample_stochastic,
+)
+from guided_distill.distill.distillations import choose_sampler, is_pair
+from guided_distill.models.build import model_of_record
+from guided_distill.system.sharding import batch_sharding, put, to_host
+
+NOISE_STREAM = 2**31 - 1  # sets the noise drawn on the way apart from the noise at the start
+ENCODE = "encode"
+
+
+class Generators:
+    """The generators of finished stages; stages of one architecture share a compilation.
+
+    Args:
+      mesh: device mesh.
+      batch_size: samples per compiled call, rounded up to what divides over the devices.
+      ancestral_mix: of the ancestral sampler's log-variance: 0 = posterior's, 1 = forward step's.
+    """
+
+    def __init__(self, mesh, batch_size, ancestral_mix=0.3):
+        self.mesh, self.ancestral_mix = mesh, ancestral_mix
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._made = {}
+
+    def of(self, record, sampler=None):
+        """The `Generator` of a stage's record; the sampler is its own unless named.
+
+        `ENCODE` gives one that leads from images to latents.
+        """
+        sampler = sampler or choose_sampler(record)
+        parts = [record["config"]["model"], record["config"]["schedule"]]
+        parts += [record["num_classes"], record["image_shape"]]
+        parts += [bool(is_pair(record)), record["stage"] != "teacher", sampler]
+        key = json.dumps(parts, sort_keys=True)
+        if key not in self._made:
+            self._made[key] = Generator(
+                model_of_record(record),
+                sampler,
+                guided=is_pair(record),
+                mesh=self.mesh,
+                batch_size=self.batch_size,
+                ancestral_mix=self.ancestral_mix,
+            )
+        return self._made[key]
+
+
+class Generator:
+    """Sampling over all devices; one compilation serves every N, w and conditioning.
+
+    Args:
+      model: `Model`.
+      sampler: one of `SAMPLERS`, or `ENCODE`.
+      guided: whether the model is used as a guided pair.
+      mesh: device mesh.
+      batch_size: samples per compiled call; divides over the devices.
+      ancestral_mix: as in `Generators`.
+    """
+
+    def __init__(self, model, sampler, *, guided, mesh, batch_size, ancestral_mix=0.3):
+        self.batch_size = batch_size
+        self._sharding = batch_sharding(mesh)
+        bind = model.guided if guided else model.denoiser
+        run = choose_run(sampler, model.bound, ancestral_mix)
+
+        def draw_noise(sample_key, indices):
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(sample_key, indices)
+            z_1 = jax.vmap(lambda key: jax.random.normal(key, model.sample_shape))(keys)
+            way_key = jax.random.fold_in(sample_key, NOISE_STREAM)
+            return z_1, jax.vmap(jax.random.fold_in, (None, 0))(way_key, indices)
+
+        def sample(params, start, keys, cond, w, num_steps):
+            denoise, logsnr_fn = bind(params, cond), model.schedule.logsnr
+            return run(denoise, start, w, keys, num_steps=num_steps, logsnr_fn=logsnr_fn)
+
+        self._draw_noise = jax.jit(draw_noise, out_shardings=self._sharding)
+        self._sample = jax.jit(sample)
+
+    def __call__(self, params, *, cond, w, indices, num_steps, seed, start=None):
+        """Draws samples.
+
+        Args:
+          params: the model's parameters.
+          cond: conditioning, a pytree with leading axis n, such as labels `[n]` int32.
+          w: guidance weights, `[n]`.
+          indices: `[n]`; samples of equal index (and seed) see equal noise.
+          num_steps: N.
+          seed: of the noise.
+          start: `[n, …]` latents to decode, or images to encode; None draws noise.
+
+        Returns:
+          `[n, …]` float32, within the model's bound but for an encoder.
+        """
+        n = len(indices)
+        sample_key = jax.random.key(seed)
+        outputs = []
+        for first in range(0, n, self.batch_size):
+            rows = np.minimum(np.arange(first, first + self.batch_size), n - 1)
+            place = lambda values, rows=rows: put(np.asarray(values)[rows], self._sharding)  # noqa: E731
+            z_1, keys = self._draw_noise(sample_key, place(np.asarray(indices, np.int32)))
+            if start is not None:
+                z_1 = place(np.asarray(start, np.float32))
+            x = self._sample(
+                params,
+                z_1,
+                keys,
+                jax.tree.map(place, cond),
+                place(np.asarray(w, np.float32)),
+                np.int32(num_steps),
+            )
+            outputs.append(to_host(x)[: n - first])
+        return np.concatenate(outputs)
+
+
+def choose_run(sampler, bound, ancestral_mix):
+    """`(denoise, start, w, keys, *, num_steps, logsnr_fn) -> samples` of a sampler's name."""
+    return {
+        "ddim": lambda denoise, z_1, w, keys, **on: sample_ddim(denoise, z_1, w, bound=bound, **on),
+        "stochastic": functools.partial(sample_stochastic, bound=bound),
+        "ancestral": functools.partial(sample_ancestral, bound=bound, variance_mix=ancestral_mix),
+        ENCODE: lambda denoise, x, w, keys, **on: encode_ddim(denoise, x, w, **on),
+    }[sampler]

@@ -1,0 +1,210 @@
+"""Samples from a finished run, for programs, notebooks and the command line alike."""
+
+import math
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from guided_distill.data.pixels import to_uint8
+from guided_distill.distill.distillations import DISTILLATIONS, choose_sampler
+from guided_distill.distill.ranges import check_distilled, check_w
+from guided_distill.errors import UserError, nearest
+from guided_distill.sampling.generator import Generators
+from guided_distill.system import sharding
+from guided_distill.system.workdir import (
+    FinishedStage,
+    StageFolder,
+    family_of,
+    find_own_stages,
+)
+
+CONTINUOUS = ("teacher", "step_one")  # models of any number of steps
+
+
+class Sampler:
+    """A finished model with its sampler: `sampler(labels, w=2.0, seed=0)` -> images.
+
+        sampler = guided_distill.Sampler.load("runs/digits", num_steps=4)
+        images = sampler([3, 5, 8], w=2.0, seed=0)
+
+    A sample depends on its label, w, seed and index alone, not on what it is drawn with. Calls are
+    compiled once for every power of two of samples; N, w, labels and seed change nothing.
+
+    Attributes:
+      record: what the stage's `stage.json` says.
+      num_steps: N.
+      name: `ddim`, `stochastic` or `ancestral`.
+    """
+
+    record: dict[str, Any]
+    num_steps: int
+    name: str
+
+    def __init__(
+        self,
+        params: Any,
+        record: dict[str, Any],
+        *,
+        num_steps: int,
+        sampler: str = "",
+        force: bool = False,
+        max_batch_size: int = 256,
+    ) -> None:
+        """As `load`, for parameters and a record that are at hand."""
+        self.record, self.num_steps = record, num_steps
+        self.name = choose_sampler(record, sampler, force=force)
+        self._params = sharding.place(params, sharding.make_mesh())
+        self._max_batch_size = max_batch_size
+        self._generators = {}
+
+    @classmethod
+    def load(
+        cls,
+        workdir: str | pathlib.Path,
+        num_steps: int = 4,
+        *,
+        stage: str = "",
+        sampler: str = "",
+        force: bool = False,
+        max_batch_size: int = 256,
+    ) -> "Sampler":
+        """The sampler of a finished stage.
+
+        Args:
+          workdir: of the run.
+          num_steps: N.
+          stage: `teacher`, `step_one`, a distillation such as `step_two/stochastic` or
+            `single_w/1` (its student of `num_steps`), or '' for the deterministic students.
+          sampler: `ddim`, `stochastic` or `ancestral`; '' takes what the model was made for.
+          force: sample with `sampler` though the model was not made for it.
+          max_batch_size: samples per compiled call, at most.
+
+        Raises:
+          UserError: where there is no such model, or the sampler does not fit it.
+        """
+        finished = choose_stage(workdir, stage, num_steps)
+        return cls(
+            finished.params,
+            finished.record,
+            num_steps=num_steps,
+            sampler=sampler,
+            force=force,
+            max_batch_size=max_batch_size,
+        )
+
+    def __call__(
+        self,
+        labels: Sequence[int | str],
+        w: float | Sequence[float] = 1.0,
+        seed: int = 0,
+        indices: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """Images, `[n, H, W, C]` uint8; arguments and errors as in `draw`."""
+        return to_uint8(self.draw(labels, w, seed, indices))
+
+    def draw(
+        self,
+        labels: Sequence[int | str],
+        w: float | Sequence[float] = 1.0,
+        seed: int = 0,
+        indices: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """Samples, `[n, H, W, C]` float32 in [-1, 1].
+
+        Args:
+          labels: classes, `[n]`, as numbers or names.
+          w: guidance weight, or one each, `[n]`; 0 is unguided.
+          seed: of the noise.
+          indices: `[n]`, of the noise: equal indices see equal noise; None takes 0, …, n - 1.
+
+        Raises:
+          UserError: where a label or a weight is none that the model knows.
+        """
+        labels = read_labels(labels, self.record)
+        w = np.broadcast_to(np.asarray(w, np.float32), len(labels))
+        check_request(self.record, np.unique(w).tolist(), labels)
+        if not labels:
+            return np.zeros((0, *self.record["image_shape"]), np.float32)
+        return self._generator(len(labels))(
+            self._params,
+            cond=np.asarray(labels, np.int32),
+            w=w,
+            indices=np.arange(len(labels)) if indices is None else indices,
+            num_steps=self.num_steps,
+            seed=seed,
+        )
+
+    def _generator(self, n):
+        """The generator of the smallest power of two that holds n samples."""
+        bucket = 2 ** math.ceil(math.log2(min(n, self._max_batch_size)))
+        if bucket not in self._generators:
+            generators = Generators(sharding.make_mesh(), bucket)
+            self._generators[bucket] = generators.of(self.record, self.name)
+        return self._generators[bucket]
+
+
+def choose_stage(workdir, stage, num_steps) -> FinishedStage:
+    """The stage that is sampled; arguments as in `Sampler.load`."""
+    own = find_own_stages(workdir)
+    if stage in own:
+        has = own[stage].record["num_steps"]
+        if has is not None:
+            check_distilled(num_steps, [has], what="`num_steps`")
+        return own[stage]
+    if stage in CONTINUOUS:
+        return StageFolder(pathlib.Path(workdir, stage)).finished()
+    families = {}
+    for name, finished in own.items():
+        if family_of(name):
+            family, n = family_of(name)
+            families.setdefault(family, {})[n] = finished
+    meant = choose_family(families, stage)
+    students = families[meant] if meant else {}
+    check_distilled(num_steps, list(students), what="`num_steps`")
+    return students[num_steps]
+
+
+def choose_family(families, stage):
+    """The family of students that `stage` means; None for the usual ones where there are none.
+
+    Args:
+      families: `{family: {N: FinishedStage}}`.
+      stage: as in `Sampler.load`.
+    """
+    if stage not in ("", "step_two"):
+        meant = [family for family in families if f"{family}/".startswith(f"{stage}/")]
+        if not meant:
+            known = [*CONTINUOUS, *families]
+            raise UserError(f"`stage` {stage} is none of {', '.join(known)}{nearest(stage, known)}")
+        return meant[0]
+    of_algorithm = {pathlib.PurePath(family).name: family for family in reversed(families)}
+    sampled = [row.algorithm for row in DISTILLATIONS.values() if row.samplers]
+    return next((of_algorithm[name] for name in sampled if name in of_algorithm), None)
+
+
+def read_labels(labels, record):
+    """Numbers of classes that are given as numbers or, where they have some, as names."""
+    names = record["class_names"]
+    numbers = []
+    for label in np.asarray(labels).tolist():
+        if isinstance(label, str) and label in names:
+            numbers.append(names.index(label))
+        elif re.fullmatch(r"-?\d+", str(label)):
+            numbers.append(int(label))
+        else:
+            known = f" or names of classes{nearest(label, names)}" if names else ""
+            raise UserError(f"labels must be numbers{known}, got {label!r}")
+    return numbers
+
+
+def check_request(record, weights, labels):
+    """Refuses weights and labels that the stage was not trained for."""
+    w_range = record["w_range"] or (0.0, math.inf)  # The guided teacher takes any weight.
+    for w in weights:
+        check_w(w, w_range, what="w")
+    for label in labels:
+        if not 0 <= label < record["num_classes"]:
+            raise UserError(f"labels must lie in 0 to {record['num_classes'] - 1}, got {label}")

@@ -1,0 +1,194 @@
+"""A workdir is a whole run: how its folders are named, found, read, written and held.
+
+    teacher/                          stages, each with
+    step_one/                           config.json   what determines its params, from the start
+    step_two/<algorithm>/<NNNN>/        checkpoints/  resumable states
+    <distillation>/<w>/step_one/ …      params/, stage.json   once it is finished
+    config.json                       the config that the run was last started with
+    lock                              held while a run writes
+
+A finished stage is looked up by what its record says it is, not by where it lies.
+"""
+
+import contextlib
+import functools
+import os
+import pathlib
+
+from guided_distill.errors import UserError
+from guided_distill.system.files import load_params, read_json, save_params, write_json
+from guided_distill.system.locks import hold_lock
+from guided_distill.system.processes import check_shared, first_only, from_first
+
+STAGE_PATTERNS = ("*", "step_two/*/*", "*/*/step_one", "*/*/step_two/*/*")
+
+
+def stage_name(kind, algorithm=None, num_steps=None, *, below=""):
+    """A stage's folder in a workdir: `teacher`, `step_one` or `step_two/<algorithm>/<NNNN>`.
+
+    Args:
+      kind: "teacher", "step_one" or "step_two".
+      algorithm: of a round of step two.
+      num_steps: its N.
+      below: the folder that holds it, such as `single_w/0.3`; "" for the workdir itself.
+    """
+    name = kind if algorithm is None else f"{kind}/{algorithm}/{num_steps:04d}"
+    return f"{below}/{name}" if below else name
+
+
+def family_of(name):
+    """(family, N) of a distilled stage's name, `step_two/stochastic` and 16; None for others."""
+    family, _, last = name.rpartition("/")
+    return (family, int(last)) if last.isdigit() else None
+
+
+class FinishedStage:
+    """A stage that is trained: what it is, and its parameters.
+
+    Attributes:
+      path: its folder.
+      record: what `stage.json` says.
+    """
+
+    def __init__(self, path, record, params=None):
+        self.path, self.record = pathlib.Path(path), record
+        if params is not None:
+            self.params = params
+
+    @functools.cached_property
+    def params(self):
+        """Its parameters, NumPy arrays, read and checked when they are first asked for.
+
+        Raises:
+          UserError: where they are missing or damaged.
+        """
+        return self.read_params()
+
+    def read_params(self):
+        """As `params`, of which nothing is kept."""
+        try:
+            return load_params(self.path / "params", self.record["params_sha256"])
+        except ValueError as error:
+            raise UserError(f"{error}: train again to restore it from its checkpoint") from error
+
+    def parent_folder(self):
+        """`StageFolder` of the stage that was this one's teacher, None for the first."""
+        parent = self.record["parent"]
+        return StageFolder((self.path / parent).resolve()) if parent else None
+
+
+class StageFolder:
+    """Where one stage lies, begun, finished or neither.
+
+    Attributes:
+      path: its folder.
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+
+    @property
+    def checkpoints(self):
+        """Folder of the resumable states."""
+        return self.path / "checkpoints"
+
+    def find(self):
+        """The `FinishedStage` that lies here, None before it is finished."""
+        record = read_json(self.path / "stage.json")
+        return None if record is None else FinishedStage(self.path, record)
+
+    def finished(self):
+        """As `find`.
+
+        Raises:
+          UserError: where the stage is not finished.
+        """
+        stage = self.find()
+        if stage is None:
+            raise UserError(
+                f"{self.path} holds no finished stage: train it first, or name another folder"
+            )
+        return stage
+
+    def read_origin(self):
+        """What determines the params, None before the stage is begun.
+
+        `config` (the part that matters), `data_sha256`, `parent_sha256`.
+        """
+        return read_json(self.path / "stage.json") or read_json(self.path / "config.json")
+
+    def begin(self, origin):
+        """Notes what determines the params, before the first update."""
+        write_json(self.path / "config.json", origin)
+
+    def finish(self, params, record):
+        """Writes the params, then the record that makes the stage finished; returns it."""
+        record = record | {"params_sha256": save_params(self.path / "params", params)}
+        write_json(self.path / "stage.json", record)
+        return FinishedStage(self.path, record, params)
+
+    def path_to(self, other):
+        """`other`'s folder as seen from this one, so that a workdir can be moved."""
+        return os.path.relpath(other.path.resolve(), self.path.resolve())
+
+
+def find_own_stages(workdir):
+    """`{name: FinishedStage}` of those that lie in the workdir itself."""
+    workdir = pathlib.Path(workdir)
+
+    def names():
+        found = [sorted(workdir.glob(f"{pattern}/stage.json")) for pattern in STAGE_PATTERNS]
+        return [path.parent.relative_to(workdir).as_posix() for path in sum(found, [])]
+
+    return {name: StageFolder(workdir / name).finished() for name in from_first(names)}
+
+
+def find_stages(workdir):
+    """`{name: FinishedStage}`, ancestors in other workdirs included."""
+    found = find_own_stages(workdir)
+    for stage in list(found.values()):
+        for name, ancestor in lineage(stage).items():
+            found.setdefault(name, ancestor)
+    return found
+
+
+def lineage(stage):
+    """`{name: FinishedStage}` of a finished stage and of those it descends from."""
+    found = {}
+    while stage is not None:
+        if "name" not in stage.record:
+            raise UserError(f"{stage.path} was written by an earlier version: train it anew")
+        found[stage.record["name"]] = stage
+        folder = stage.parent_folder()
+        stage = folder and folder.finished()
+    return found
+
+
+def teacher_of(stage, stages):
+    """The stage among `stages` `{name: FinishedStage}`, or on disk, that taught `stage`."""
+    sha256 = stage.record["parent_sha256"]
+    known = [other for other in stages.values() if other.record["params_sha256"] == sha256]
+    return known[0] if known else stage.parent_folder().finished()
+
+
+def params_hashes(stages):
+    """`{name: params_sha256}` of `{name: FinishedStage}`."""
+    return {name: stage.record["params_sha256"] for name, stage in stages.items()}
+
+
+@contextlib.contextmanager
+def own_workdir(workdir):
+    """Refuses a workdir that another run is writing; a run that died holds nothing."""
+
+    def refuse(holder):
+        raise UserError(f"{workdir} is in use by {holder}: wait for it, or take another `workdir`")
+
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "lock").touch()
+    except OSError as error:
+        raise UserError(f"`workdir` {workdir} cannot be written: {error.strerror}") from error
+    with contextlib.ExitStack() as held:
+        first_only(held.enter_context)(hold_lock(workdir / "lock", on_taken=refuse))
+        check_shared(workdir)
+        yield
