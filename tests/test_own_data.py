@@ -114,7 +114,7 @@ def test_broken_files_are_named_before_compute_and_counted_when_skipped(root):
     code, output = train(root, "broken", *prepare)
     broken.unlink()
     assert code == 0 and "1 broken pictures left out" in output, output
-    assert "450 pictures to learn from and 50 held out, 16x16x3, 5 classes" in output
+    assert "450 images to learn from and 50 held out, 16x16x3, 5 classes" in output
 
 
 def test_one_class_is_taken_only_without_guidance(root):
@@ -124,4 +124,4 @@ def test_one_class_is_taken_only_without_guidance(root):
     code, output = train(
         root, "one", *one, "--config.w_range=(0.0,0.0)", "--config.evaluation.w=(0.0,)"
     )
-    assert code == 0 and "90 pictures to learn from and 10 held out" in output, output
+    assert code == 0 and "90 images to learn from and 10 held out" in output, output

@@ -185,7 +185,7 @@ def test_one_stage_is_selected_by_its_name():
     assert len(select_stages(stages, "step_two")) == 8
     assert [s.num_steps for s in select_stages(stages, "step_two/deterministic/0004")] == [4]
     assert [s.num_steps for s in select_stages(stages, "step_two/0064")] == [64]
-    with pytest.raises(UserError, match=r"--stage=techer .*did you mean teacher\?"):
+    with pytest.raises(UserError, match=r"`stage` techer .*did you mean teacher\?"):
         select_stages(stages, "techer")
 
 
