@@ -106,7 +106,7 @@ def test_every_update_takes_it_and_learns(batch, kind):
     for _ in range(60):
         state, metrics = update(state, given, batch)
         assert np.isfinite(metrics["loss"])
-    assert on_fixed_noise(state.params) < 0.9 * before
+    assert on_fixed_noise(state.params) < 0.95 * before
 
 
 def test_times_of_training_lie_on_the_table():
