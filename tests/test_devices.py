@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, environment, random_params, small_model
+from conftest import ROOT, SMALL, environment, plain_model, random_params, small_model
 from test_training import LOSS_WEIGHT, OPTIMIZER, W_RANGE, mesh_of
 
 from guided_distill.data.registry import open_dataset
@@ -63,8 +63,8 @@ def run_updates(kind, mesh, batch, *, num_updates, parts=1, remat="none", rate=1
     take_gradient = batch_gradient
     if parts > 1:
         take_gradient = functools.partial(accumulated_gradient, parts=parts, mesh=mesh)
-    teacher = small_model(dropout=0.2 if kind == "teacher" else 0.0, remat=remat)
-    student = small_model(w_conditioned=True, remat=remat)
+    teacher = plain_model(dropout=0.2 if kind == "teacher" else 0.0, remat=remat)
+    student = plain_model(w_conditioned=True, remat=remat)
     learns = teacher if kind == "teacher" else student
     key, rate = sharding.put_key(jax.random.key(4), mesh), np.float32(rate)
     given, decay = Given(key, rate), 0.9
@@ -159,12 +159,11 @@ def test_state_per_device_is_the_share_of_the_fsdp_axis():
         assert size <= 1.12 / fsdp * held[name, 1]  # At fsdp = 8: 0.14 of the replicated state.
 
 
-def check_digits(out, *arguments, devices=1):
-    """What `--mode=compile_check` finds of the digits run, on virtual devices or a topology."""
-    config = ROOT / "configs" / "digits.py"
+def check_small(out, *arguments, devices=1):
+    """What `--mode=compile_check` finds of the small run, on virtual devices or a topology."""
     main = [sys.executable, "-m", "guided_distill.main", "--mode=compile_check"]
     subprocess.run(
-        [*main, f"--config={config}", f"--out={out}", *arguments],
+        [*main, f"--config={SMALL}", f"--out={out}", *arguments],
         env=environment(devices),
         check=True,
         capture_output=True,
@@ -187,17 +186,17 @@ def assert_gradients_move_once(found):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8, 64])
 def test_every_update_moves_the_gradients_bytes_once(tmp_path, devices):
-    """From the compiled programs of the digits run."""
-    found = check_digits(tmp_path / "check.json", devices=devices)
+    """From the compiled programs of the small run, whose batch of 64 divides over all of them."""
+    found = check_small(tmp_path / "check.json", devices=devices)
     assert found["devices"] == devices
     assert_gradients_move_once(found)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
-def test_the_digits_updates_compile_for_a_tpu_slice(tmp_path):
+def test_the_updates_compile_for_a_tpu_slice(tmp_path):
     """By the TPU's own compiler, for eight chips that are not here."""
-    found = check_digits(tmp_path / "check.json", "--topology=v5e:2x4")
+    found = check_small(tmp_path / "check.json", "--topology=v5e:2x4")
     assert (found["devices"], found["kind"]) == (8, "TPU v5 lite")
     assert_gradients_move_once(found)
     for row in found["updates"]:

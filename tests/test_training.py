@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import random_params, small_model
+from conftest import plain_model, random_params, small_model
 from numpy.testing import assert_allclose, assert_array_equal
 
 from guided_distill.data.pixels import to_float
@@ -48,7 +48,7 @@ def mesh_of(data, fsdp=1):
 
 def run_teacher_updates(mesh, batch, num_updates=3):
     """Teacher updates with label dropout and dropout; parameters and last metrics."""
-    model = small_model(dropout=0.2)
+    model = plain_model(dropout=0.2)
     state = init_state(random_params(model), OPTIMIZER, keep_ema=True)
     losses = teacher_losses(model, label_dropout=0.3, loss_weight=LOSS_WEIGHT)
     update = make_update(losses, OPTIMIZER, name="teacher", ema_decay=0.9)
@@ -91,7 +91,7 @@ def test_fsdp_splits_parameters_and_optimizer_state(trained_on):
 @pytest.fixture(scope="module")
 def step_two():
     """Model, teacher params and student state of a step-two update."""
-    model = small_model(w_conditioned=True)
+    model = plain_model(w_conditioned=True)
     return model, random_params(model, seed=1), random_params(model, seed=2)
 
 

@@ -8,11 +8,12 @@ import sys
 import time
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from guided_distill.system.files import damage_of_any, reason_of, tree_sha256
-from guided_distill.system.processes import first_only, from_first
+from guided_distill.system.processes import first_only, from_first, several
 from guided_distill.system.sharding import to_host
 
 
@@ -41,13 +42,19 @@ class Checkpoints:
         return self._seconds_before + time.perf_counter() - self._started
 
     def save(self, state):
-        """Writes the state of `state.update` in the background; a second save is a no-op."""
+        """Writes the state of `state.update` in the background; a second save is a no-op.
+
+        Several processes write their own parts of it. One alone writes the copy whose digest it
+        takes: Orbax would slice each leaf for each device that holds it.
+        """
         update = int(state.update)
         if update in self._manager.all_steps():
             return
-        record = {"sha256": tree_sha256(to_host(state)), "seconds": self.seconds}
+        host = to_host(state)
+        record = {"sha256": tree_sha256(host), "seconds": self.seconds}
+        whole = state if several() else jax.tree.map(np.array, host)  # `state` will be donated.
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+            state=ocp.args.StandardSave(whole), record=ocp.args.JsonSave(record)
         )
         self._manager.save(update, args=items)
 
