@@ -29,6 +29,10 @@ MODES = (  # each a module of `jobs`, with the `Request` that its flags fill and
 )
 MODES_OF_ONE_PROCESS = ("prepare_data", "convert_inception", "compile_check")
 OF_ONE_PROCESS = ("config", "coordinator", "process_id", "compilation_cache")
+OF_EVERY_MODE = (
+    "config", "workdir", "mode", "compilation_cache", "distributed", "coordinator",
+    "num_processes", "process_id", "join_timeout", "heartbeat_timeout",
+)  # fmt: skip
 NUMBERS = {"w": float, "image_shape": int}  # of flags that are lists
 NAMED = 3  # differences between processes that are told
 EXIT_USER_ERROR = 1
@@ -200,10 +204,9 @@ def describe_run():
     """What all processes of a run must have in common, as plain JSON."""
     from guided_distill.run import settings
 
-    own_flags = flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])
     return {
         "code": processes.code_digest(),
-        **{f"--{flag.name}": flag.value for flag in own_flags if flag.name not in OF_ONE_PROCESS},
+        **{f"--{flag.name}": flag.value for flag in own_flags() if flag.name not in OF_ONE_PROCESS},
         "config": settings.to_plain(_CONFIG.value) if _CONFIG.value else None,
     }
 
@@ -219,11 +222,28 @@ def make_request(request_class):
     names = [field.name for field in dataclasses.fields(request_class)]
     if "workdir" in names:
         check_workdir()
+    refuse_unused(names)
     given = {name: flag_value(name) for name in names if name in flags.FLAGS and name != "config"}
     given = {name: value for name, value in given.items() if value is not None}
     if "config" in names:
         given["config"] = choose_config(given.get("workdir"))
     return request_class(**given)
+
+
+def refuse_unused(names):
+    """Refuses flags that were given and that this mode does not take; config keys are named."""
+    from guided_distill.run import settings
+
+    for flag in own_flags():
+        if flag.present and flag.name not in (*names, *OF_EVERY_MODE):
+            keys = [key for key in settings.RULES if key.rpartition(".")[2] == flag.name]
+            way_out = f": its config key is {' or '.join(keys)}" if keys else ""
+            raise UserError(f"--{flag.name} means nothing to --mode={_MODE.value}{way_out}")
+
+
+def own_flags():
+    """The flags that this module defines."""
+    return flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])
 
 
 def flag_value(name):

@@ -145,10 +145,11 @@ def test_remat_keeps_less_for_the_backward_pass():
 
 
 def test_state_per_device_is_the_share_of_the_fsdp_axis():
-    """Params, optimizer, average and frozen teacher of ImageNet 64x64, by shape."""
+    """Params, optimizer, average and frozen teacher in the widths of ImageNet 64x64, by shape."""
     config = config_of("imagenet64")
+    config.model.num_res_blocks = 1  # Blocks more are traced for seconds, and split alike.
     held = {}
-    for fsdp in (1, 2, 4, 8):
+    for fsdp in (1, 8):
         programs = StagePrograms(config, mesh_of(8 // fsdp, fsdp), (64, 64, 3), 1000)
         for stage in programs.kinds(plan_stages(config)):
             trees = [tree for tree in programs.shapes(stage)[:2] if tree is not None]

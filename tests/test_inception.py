@@ -271,5 +271,5 @@ def test_our_weights_file_notices_damage(ours, tmp_path):
     np.savez(tmp_path / "y.npz", **flat)
     with pytest.raises(UserError, match="do not match their digest"):
         load_inception(tmp_path / "y.npz")
-    with pytest.raises(UserError, match="ends in .npz"):
+    with pytest.raises(UserError, match="must end in .npz"):
         convert_inception(ours[2], tmp_path / "x.bin")

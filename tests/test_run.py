@@ -25,6 +25,7 @@ from guided_distill.jobs.train import train
 from guided_distill.run import settings
 from guided_distill.run.settings import read_config
 from guided_distill.run.stages import plan_stages
+from guided_distill.system import workdir as workdir_module
 
 HOLD = """
 import time
@@ -145,10 +146,18 @@ def test_another_config_is_refused_with_the_keys_that_differ(finished):
         train(config, finished[0])
 
 
-def test_evaluation_settings_may_change_in_a_finished_run(copied):
-    config = tiny_config()
+def test_evaluation_settings_may_change_and_params_are_read_once(copied, monkeypatch):
+    config, read = tiny_config(), []
+    load = workdir_module.load_params
+
+    def load_params(folder, sha256):
+        read.append(pathlib.Path(folder).parent.relative_to(copied).as_posix())
+        return load(folder, sha256)
+
+    monkeypatch.setattr(workdir_module, "load_params", load_params)
     config.evaluation.num_samples = 20
-    train(config, copied)
+    assert evaluate.evaluate(config, copied)
+    assert sorted(read) == sorted(STAGES)  # Over rows, gaps of rounds and pictures.
     results = json.loads((copied / "report" / "results.json").read_text())
     assert {row["n"] for row in results["rows"]} == {20}
 
@@ -327,6 +336,8 @@ def test_empty_workdirs_are_refused(tmp_path):
         (["--mode=sample", "--out=x.png", "--w=two"], r"--w takes numbers .* got 'two'"),
         (["--mode=sample", "--out=x.png", "--w="], r"--w is empty: name one or more"),
         (["--mode=report", "--workdir=,"], r"--workdir is missing: name the run's folder"),
+        (["--seed=7"], r"--seed means nothing to --mode=train: its config key is seed or evalu"),
+        (["--mode=sample", "--out=x.png", "--teacher=y"], r"--teacher means nothing to --mode=sam"),
         (["--config=nowhere.py"], r"No such file or directory: 'nowhere.py'"),
     ],
 )

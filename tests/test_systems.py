@@ -160,7 +160,7 @@ def test_samples_come_from_any_system_with_the_sampler_it_was_made_for(finished,
     ("kwargs", "message"),
     [
         (dict(stage="step_two/stochastic", sampler="ddim"),
-         r"`sampler` ddim does not fit .*stochastic/0002: .* length 2/N, or `force`"),
+         r"`sampler` ddim does not fit .*stochastic/0002: .* length 2/N, .* or `force`"),
         (dict(stage="step_two/deterministic", sampler="stochastic"),
          r"`sampler` stochastic does not fit .*0002: .* length 1/N, for the ddim sampler"),
         (dict(stage="step_two/two_student", sampler="ancestral"), r"ancestral does not fit"),

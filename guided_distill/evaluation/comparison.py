@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from guided_distill.data.dataset import cycle_labels
 from guided_distill.data.pixels import to_uint8
 from guided_distill.evaluation.contenders import REFERENCES
 from guided_distill.evaluation.measure import Measurement
@@ -163,7 +164,7 @@ class Comparison:
         started = time.perf_counter()
         x = contender.generator(
             params,
-            cond=(indices % self.num_classes).astype(np.int32),
+            cond=cycle_labels(indices, self.num_classes),
             w=np.full(len(indices), w),
             indices=indices,
             num_steps=contender.num_steps,
@@ -189,7 +190,7 @@ class Comparison:
             if store is not None:
                 x = store.read(start, stop)
             others = {name: self._compared(contender, name, w, start, stop) for name in REFERENCES}
-            measurement.add(x, np.arange(start, stop) % self.num_classes, others)
+            measurement.add(x, cycle_labels(np.arange(start, stop), self.num_classes), others)
             if start < IMAGES_KEPT:
                 kept.append(to_uint8(x))
         row = {

@@ -33,16 +33,7 @@ LIBTPU_ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of `compile_check`.
-
-    Attributes:
-      config: ConfigDict.
-      stage: as in `select_stages`; "" checks all kinds.
-      topology: of TPUs that need not be there, such as "v5e:2x4"; "" takes the devices at hand.
-      image_shape: (H, W, C); empty reads the data set.
-      num_classes: None reads the data set.
-      out: JSON to write; "" writes none.
-    """
+    """What is asked of `compile_check`: the flags of these names, which `--help` explains."""
 
     config: Any
     stage: str = ""

@@ -9,12 +9,7 @@ from guided_distill.system.progress import to_stdout
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of `convert_inception`.
-
-    Attributes:
-      weights: the .pth file that the field's FID tools use.
-      out: the .npz to write.
-    """
+    """What is asked of `convert_inception`: the flags of these names, which `--help` explains."""
 
     weights: str = ""
     out: str = ""

@@ -16,7 +16,7 @@ from guided_distill.evaluation.comparison import Comparison, merge_draws
 from guided_distill.evaluation.contenders import list_contenders
 from guided_distill.evaluation.nearest import nearest_images
 from guided_distill.evaluation.round_gap import measure_round_gaps
-from guided_distill.evaluation.translation import (
+from guided_distill.evaluation.style_transfer import (
     coder_steps,
     images_of_pairs,
     list_coders,
@@ -43,15 +43,7 @@ RESULTS_FORMAT = 2  # of results.json; another one is measured anew
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of `evaluate`.
-
-    Attributes:
-      config: ConfigDict; the workdir's own where the command line names none.
-      workdir: of the run.
-      images: image files or folders to measure instead of the run's models.
-      skip_broken: leave out images that cannot be used, and say which.
-      out: JSON to write, of `images` alone; '' writes none.
-    """
+    """What is asked of `evaluate`: the flags of these names, which `--help` explains."""
 
     config: Any
     workdir: str

@@ -11,12 +11,7 @@ from guided_distill.system.progress import to_stderr
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of `prepare_data`.
-
-    Attributes:
-      config: ConfigDict.
-      download: let TensorFlow Datasets fetch what is missing.
-    """
+    """What is asked of `prepare_data`: the flags of these names, which `--help` explains."""
 
     config: Any
     download: bool = False

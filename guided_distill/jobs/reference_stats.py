@@ -12,13 +12,7 @@ from guided_distill.system.progress import to_stderr
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of `reference_stats`.
-
-    Attributes:
-      config: ConfigDict; the workdir's own where the command line names none.
-      workdir: where the classifier lies, whose features are taken without InceptionV3.
-      out: the .npz to write; '' is `reference/<features>.npz` in the workdir.
-    """
+    """What is asked of `reference_stats`: the flags of these names, which `--help` explains."""
 
     config: Any
     workdir: str

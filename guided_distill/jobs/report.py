@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from guided_distill.errors import UserError
-from guided_distill.evaluation.translation import (
+from guided_distill.evaluation.style_transfer import (
     SHOWN,
     images_of_pairs,
     list_coders,
@@ -25,11 +25,7 @@ TRANSLATIONS_SHOWN = 3
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of `report`.
-
-    Attributes:
-      workdir: of one run, or of several on one data set, separated by commas.
-    """
+    """What is asked of `report`: the flags of these names, which `--help` explains."""
 
     workdir: str
 

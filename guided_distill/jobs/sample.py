@@ -20,22 +20,7 @@ ARRAYS = ".npz"
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of `sample`.
-
-    Attributes:
-      workdir: of the run.
-      stage: `teacher`, `step_one`, a distillation such as `step_two/stochastic` or
-        `single_w/1` (its student of `num_steps`), or '' for the deterministic students.
-      num_steps: N.
-      w: guidance weights; each gets an equal share of the n samples, on the same noise.
-      labels: classes to cycle through, numbers or names; empty means all.
-      n: number of samples.
-      seed: of the noise.
-      out: path; `.npz` holds `samples`, `labels` and `w`, any other suffix is an image.
-      batch_size: samples per compiled call.
-      sampler: `ddim`, `stochastic` or `ancestral`; '' takes the one that the model was made for.
-      force: sample with `sampler` though the model was not made for it.
-    """
+    """What is asked of `sample`: the flags of these names, which `--help` explains."""
 
     workdir: str
     stage: str = ""

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from guided_distill.data.dataset import cycle_labels
 from guided_distill.data.pixels import to_uint8
 from guided_distill.distill.distillations import fitting_samplers
 from guided_distill.jobs.common import make_generators, open_data
@@ -115,7 +116,7 @@ def preview(config, workdir, generators, on_images, stage, finished, update, wri
     indices = np.tile(np.arange(PREVIEW_SAMPLES), len(weights))
     x = generators.of(record)(
         finished.params,
-        cond=(indices % record["num_classes"]).astype(np.int32),
+        cond=cycle_labels(indices, record["num_classes"]),
         w=np.repeat(weights, PREVIEW_SAMPLES),
         indices=indices,
         num_steps=num_steps,

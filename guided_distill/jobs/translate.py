@@ -10,7 +10,7 @@ from guided_distill.data.images import read_images
 from guided_distill.distill.distillations import ENCODER, students_of
 from guided_distill.distill.ranges import check_distilled, check_w
 from guided_distill.errors import UserError
-from guided_distill.evaluation.translation import (
+from guided_distill.evaluation.style_transfer import (
     coder_steps,
     list_coders,
     measure_translation,
@@ -34,22 +34,7 @@ from guided_distill.system.workdir import find_stages, params_hashes
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of `translate`.
-
-    Attributes:
-      config: ConfigDict; the workdir's own where the command line names none.
-      workdir: of a run with an encoder and deterministic students.
-      source_label: what the images show.
-      target_label: what they are to become.
-      encoder_w: guidance weight of the encoder.
-      w: guidance weights of the decoder.
-      num_steps: N of encoder and decoder; None takes the fewest that both have.
-      images: image files or folders of them; empty takes the data set's held-out images.
-      n: how many images at most.
-      seed: of the fresh noise that is decoded for comparison.
-      out: path of the figure; '' is `translate/<source>_to_<target>.png` in the workdir.
-      batch_size: images per compiled call.
-    """
+    """What is asked of `translate`: the flags of these names, which `--help` explains."""
 
     config: Any
     workdir: str

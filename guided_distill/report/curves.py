@@ -26,24 +26,19 @@ FAR = 3.0  # times the distance of the teacher: points beyond are not drawn in t
 def save_distance_by_calls(path, rows):
     """Writes Fréchet distance against network calls, one panel per guidance weight."""
     weights = sorted({row["w"] for row in rows})
-    figure, axes = plt.subplots(
-        1, len(weights), figsize=(3.1 * len(weights), 3.1), squeeze=False, layout="constrained"
-    )
+    figure, axes = _panels(1, len(weights), 3.1, 3.1)
     for axis, w in zip(axes.flat, weights, strict=True):
         _draw_metric(axis, [r for r in rows if r["w"] == w], "network_calls", "fid")
         axis.set_title(f"w = {w:g}", fontsize=10)
         axis.set_xlabel("network calls per sample")
     axes.flat[0].set_ylabel(METRICS["fid"])
-    _share_legend(figure, axes)
-    save_figure(figure, path)
+    _finish(figure, axes, path)
 
 
 def save_metrics_by_steps(path, rows):
     """Writes distance and score against N, a column of panels per w (Figures 2, 8 and 10)."""
     weights = sorted({row["w"] for row in rows})
-    figure, axes = plt.subplots(
-        2, len(weights), figsize=(3.1 * len(weights), 5.4), squeeze=False, layout="constrained"
-    )
+    figure, axes = _panels(2, len(weights), 3.1, 2.7)
     for column, w in enumerate(weights):
         here = [row for row in rows if row["w"] == w]
         for line, (metric, label) in enumerate(METRICS.items()):
@@ -53,8 +48,7 @@ def save_metrics_by_steps(path, rows):
             if column == 0:
                 axis.set_ylabel(label)
         axes[0, column].set_title(f"w = {w:g}", fontsize=10)
-    _share_legend(figure, axes)
-    save_figure(figure, path)
+    _finish(figure, axes, path)
 
 
 def save_trade_off(path, rows):
@@ -62,9 +56,7 @@ def save_trade_off(path, rows):
     step_counts = sorted({r["num_steps"] for r in rows if r["model"] in MODEL_STYLES})
     columns = min(3, len(step_counts))
     lines = -(-len(step_counts) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(4.2 * columns, 3.3 * lines), squeeze=False, layout="constrained"
-    )
+    figure, axes = _panels(lines, columns, 4.2, 3.3)
     for axis in axes.flat[len(step_counts) :]:
         axis.set_axis_off()
     teacher = [row for row in rows if row["model"] == "teacher"]
@@ -82,8 +74,7 @@ def save_trade_off(path, rows):
         axis.set_title(f"N = {num_steps}", fontsize=10)
         axis.set_xlabel(METRICS["is"])
     axes[0, 0].set_ylabel(METRICS["fid"])
-    _share_legend(figure, axes)
-    save_figure(figure, path)
+    _finish(figure, axes, path)
 
 
 def save_round_gaps(path, gaps):
@@ -95,13 +86,7 @@ def save_round_gaps(path, gaps):
     """
     families = list(dict.fromkeys(gap["stage"].rpartition("/")[0] for gap in gaps))
     weights = sorted({gap["w"] for gap in gaps})
-    figure, axes = plt.subplots(
-        max(1, len(families)),
-        max(1, len(weights)),
-        figsize=(3.1 * max(1, len(weights)), 2.6 * max(1, len(families))),
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, axes = _panels(max(1, len(families)), max(1, len(weights)), 3.1, 2.6)
     step_counts = sorted({gap["num_steps"] for gap in gaps})
     shades = dict(zip(step_counts, np.linspace(0.95, 0.25, len(step_counts)), strict=True))
     for line, family in enumerate(families):
@@ -120,8 +105,7 @@ def save_round_gaps(path, gaps):
             axis.set_xlabel("t")
             axis.set_title(f"{family}, w = {w:g}", fontsize=8)
         axes[line, 0].set_ylabel("RMSE of a step")
-    _share_legend(figure, axes)
-    save_figure(figure, path)
+    _finish(figure, axes, path)
 
 
 def use_log_distances(axis):
@@ -136,9 +120,7 @@ def use_log_distances(axis):
 def save_sweep(path, curves):
     """Writes Fréchet distance against N, a panel per w and a line per run: `{run: rows}`."""
     weights = sorted({row["w"] for rows in curves.values() for row in rows})
-    figure, axes = plt.subplots(
-        1, len(weights), figsize=(3.1 * len(weights), 3.6), squeeze=False, layout="constrained"
-    )
+    figure, axes = _panels(1, len(weights), 3.1, 3.6)
     for axis, w in zip(axes.flat, weights, strict=True):
         for name, rows in curves.items():
             here = sorted((r for r in rows if r["w"] == w), key=lambda row: row["num_steps"])
@@ -149,8 +131,7 @@ def save_sweep(path, curves):
         axis.xaxis.set_major_formatter("{x:g}")
         use_log_distances(axis)
     axes.flat[0].set_ylabel(METRICS["fid"])
-    _share_legend(figure, axes)
-    save_figure(figure, path)
+    _finish(figure, axes, path)
 
 
 def _draw_metric(axis, rows, x, metric):
@@ -177,10 +158,22 @@ def _over_w(rows):
     return sorted(rows, key=lambda row: row["w"])
 
 
-def _share_legend(figure, axes):
-    """One legend below all panels."""
+def _panels(lines, columns, width, height):
+    """(figure, axes `[lines, columns]`) of panels of that size, inches."""
+    return plt.subplots(
+        lines,
+        columns,
+        figsize=(width * columns, height * lines),
+        squeeze=False,
+        layout="constrained",
+    )
+
+
+def _finish(figure, axes, path):
+    """Draws one legend below all panels, and writes the figure."""
     handles = {}
     for axis in np.ravel(axes):
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
+    save_figure(figure, path)

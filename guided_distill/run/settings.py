@@ -132,7 +132,7 @@ ROUND_RULES = {
 ROUND_SECTIONS = ("step_two", *(name for name in DISTILLATIONS if name != DETERMINISTIC.name))
 
 
-def load_config(path):
+def load_config(path: str | pathlib.Path) -> ConfigDict:
     """The ConfigDict of a config file, such as "configs/digits.py" or "configs/digits.py:smoke".
 
     Raises:

@@ -45,31 +45,23 @@ class Sampler:
 
     def __init__(
         self,
-        params: Any,
-        record: dict[str, Any],
-        *,
+        stage: FinishedStage,
         num_steps: int,
+        *,
         sampler: str = "",
         force: bool = False,
         max_batch_size: int = 256,
     ) -> None:
-        """As `load`, for parameters and a record that are at hand."""
-        self.record, self.num_steps = record, num_steps
-        self.name = choose_sampler(record, sampler, force=force)
-        self._params = sharding.place(params, sharding.make_mesh())
+        """As `load`, of a finished stage that is at hand."""
+        self.record, self.num_steps = stage.record, num_steps
+        self.name = choose_sampler(self.record, sampler, force=force)
+        self._params = sharding.place(stage.params, sharding.make_mesh())
         self._max_batch_size = max_batch_size
         self._generators = {}
 
     @classmethod
     def load(
-        cls,
-        workdir: str | pathlib.Path,
-        num_steps: int = 4,
-        *,
-        stage: str = "",
-        sampler: str = "",
-        force: bool = False,
-        max_batch_size: int = 256,
+        cls, workdir: str | pathlib.Path, num_steps: int = 4, *, stage: str = "", **options: Any
     ) -> "Sampler":
         """The sampler of a finished stage.
 
@@ -78,22 +70,14 @@ class Sampler:
           num_steps: N.
           stage: `teacher`, `step_one`, a distillation such as `step_two/stochastic` or
             `single_w/1` (its student of `num_steps`), or '' for the deterministic students.
-          sampler: `ddim`, `stochastic` or `ancestral`; '' takes what the model was made for.
-          force: sample with `sampler` though the model was not made for it.
-          max_batch_size: samples per compiled call, at most.
+          options: `sampler`: `ddim`, `stochastic` or `ancestral`, '' for what the model was made
+            for; `force`: sample with it though the model was not made for it; `max_batch_size`:
+            samples per compiled call, 256 unless given.
 
         Raises:
           UserError: where there is no such model, or the sampler does not fit it.
         """
-        finished = choose_stage(workdir, stage, num_steps)
-        return cls(
-            finished.params,
-            finished.record,
-            num_steps=num_steps,
-            sampler=sampler,
-            force=force,
-            max_batch_size=max_batch_size,
-        )
+        return cls(choose_stage(workdir, stage, num_steps), num_steps, **options)
 
     def __call__(
         self,
