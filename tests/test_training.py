@@ -1,6 +1,8 @@
 """Laws of the compiled updates, of the sharding and of what is saved."""
 
+import errno
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -234,10 +236,57 @@ def test_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(saved, harm
     restored, notices, _ = restore(directory, states[1])
     assert int(restored.update) == 2
     assert len(notices) == 1 and "checkpoints/3 is damaged" in notices[0]
+    assert (directory / "3.damaged").is_dir()
     with Checkpoints(directory) as checkpoints:
         checkpoints.save(states[3])  # The place of the damaged one is free again.
     restored, notices, _ = restore(directory, states[1])
     assert int(restored.update) == 3 and notices == []
+
+
+def test_an_error_of_the_disk_that_passes_costs_nothing(saved, monkeypatch):
+    directory, states = saved
+    read, calls = Checkpoints._read, []
+
+    def fail_once(self, *args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, *args)
+
+    monkeypatch.setattr(Checkpoints, "_read", fail_once)
+    restored, notices, _ = restore(directory, states[1])
+    assert int(restored.update) == 3 and notices == [] and len(calls) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ESTALE])
+def test_what_cannot_be_read_is_not_taken_for_damage(saved, monkeypatch, number):
+    """Neither a checkpoint nor finished params; nothing is renamed or removed."""
+    directory, states = saved
+    sha256 = save_params(directory / "params", random_params(small_model()))
+    damage(directory / "3")
+    damage(directory / "params")
+    before = sorted(directory.rglob("*"))
+
+    def no_open(path, *args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("guided_distill.system.files.open", no_open, raising=False)
+    monkeypatch.setattr(Checkpoints, "_read", no_open)
+    with pytest.raises(UserError, match=r"checkpoints/3/.* cannot be read .*nothing was changed"):
+        restore(directory, states[1])
+    with pytest.raises(UserError, match=r"params/.* cannot be read .*nothing was changed"):
+        load_params(directory / "params", sha256)
+    assert sorted(directory.rglob("*")) == before
+
+
+def test_a_stage_of_damaged_checkpoints_alone_does_not_start_anew(saved):
+    directory, states = saved
+    for update in ("2", "3"):
+        damage(directory / update)
+    for _ in range(2):  # The second time they are set aside already.
+        with pytest.raises(UserError, match="no whole checkpoint left, .* remove that folder"):
+            restore(directory, states[1])
+    assert {"2.damaged", "3.damaged"} <= {path.name for path in directory.iterdir()}
 
 
 def test_half_written_checkpoint_is_ignored(saved):

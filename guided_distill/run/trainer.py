@@ -223,8 +223,6 @@ class Trainer:
             )
         elif resumed:
             to_stderr(f"{stage.title}: going on from update {int(state.update)}")
-        elif notices:
-            to_stderr(f"{stage.title}: no whole checkpoint is left, starting the stage anew")
         if stage.kind == "teacher" and not resumed:
             to_stderr(f"network of {count_params(state.params):,} parameters")
 

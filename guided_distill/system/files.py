@@ -15,8 +15,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from guided_distill.system.processes import first_only, from_first, texts_of_all
+from guided_distill.system.processes import SharedError, first_only, from_first, texts_of_all
 from guided_distill.system.sharding import to_host
+
+TRIES = 2  # of reading what cannot be read at once
+READ_BYTES = 2**24
 
 
 def tree_sha256(tree):
@@ -47,25 +50,62 @@ def load_params(directory, sha256):
 
     Raises:
       ValueError: where they are missing, damaged, or not those of `sha256`, in all processes alike.
+      UserError: where they cannot be read now, as `read_folder` says.
     """
-    params, damage = _read_params(pathlib.Path(directory).absolute())
-    if not damage and tree_sha256(params) != sha256:
-        damage = f"does not match its digest {sha256[:12]}"
-    damage = damage_of_any(damage)
+    path = pathlib.Path(directory).absolute()
+    checkpointer = ocp.PyTreeCheckpointer()
+
+    def read():
+        tree = checkpointer.metadata(path).item_metadata.tree
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        params = checkpointer.restore(path, restore_args=restore_args)
+        if tree_sha256(params) != sha256:
+            raise ValueError(f"does not match its digest {sha256[:12]}")
+        return params
+
+    params, damage = read_folder(path, read)
     if damage:
-        raise ValueError(f"{directory} {damage}")
+        raise ValueError(f"{directory} cannot be read ({damage})")
     return params
 
 
-def _read_params(path):
-    """(params, what keeps them from being read: "" for nothing)."""
-    checkpointer = ocp.PyTreeCheckpointer()
-    try:
-        tree = checkpointer.metadata(path).item_metadata.tree
-        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return checkpointer.restore(path, restore_args=restore_args), ""
-    except Exception as error:  # As in `Checkpoints`.
-        return None, f"cannot be read ({reason_of(error)})"
+def read_folder(folder, read):
+    """What `read()` makes of a folder, and the damage that keeps it from it, "" for none.
+
+    A disk's errors pass, so it is tried twice; and damage is only what fails while every file can
+    be read. All processes come to the same end.
+
+    Raises:
+      UserError: where a file cannot be read: whether it is damaged is not known then.
+    """
+    value, damage, unreadable = None, "", ""
+    for _ in range(TRIES):
+        try:
+            value, damage = read(), ""
+            break
+        except Exception as error:  # Orbax and TensorStore raise many kinds for damage.
+            damage = reason_of(error)
+    if damage:
+        unreadable = find_unreadable(folder)
+    unreadable = damage_of_any(unreadable)
+    if unreadable:
+        raise SharedError(
+            f"{unreadable}: nothing was changed, and the same command goes on once it can be read"
+        )
+    return value, damage_of_any(damage)
+
+
+def find_unreadable(folder):
+    """The first file below a folder that cannot be read, and why; "" where there is none."""
+    for path in sorted(pathlib.Path(folder).rglob("*")):
+        try:
+            if path.is_file():
+                with open(path, "rb") as opened:
+                    while opened.read(READ_BYTES):
+                        pass
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
+    return ""
 
 
 def damage_of_any(damage):

@@ -12,9 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from guided_distill.system.files import damage_of_any, reason_of, tree_sha256
+from guided_distill.errors import UserError
+from guided_distill.system.files import damage_of_any, read_folder, tree_sha256
 from guided_distill.system.processes import first_only, from_first, several
 from guided_distill.system.sharding import to_host
+
+SET_ASIDE = ".damaged"
 
 
 class Checkpoints:
@@ -59,24 +62,32 @@ class Checkpoints:
         self._manager.save(update, args=items)
 
     def restore(self, template):
-        """The newest state that is whole, laid out like `template`; None where there is none.
+        """The newest state that is whole, laid out like `template`; None before the first.
 
-        Damaged checkpoints are deleted, and named in `notices`.
+        Damaged checkpoints are set aside as `<update>.damaged`, and named in `notices`.
+
+        Raises:
+          UserError: where one cannot be read now, or none is whole any more.
         """
         self.notices = []
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         for update in from_first(lambda: sorted(self._manager.all_steps(), reverse=True)):
-            state, record, damage = self._read(update, abstract)
-            damage = damage_of_any(damage)
+            folder = self.directory.absolute() / str(update)
+            restored, damage = read_folder(folder, lambda f=folder: self._read(f, abstract))
             if not damage:
-                whole = tree_sha256(to_host(state)) == record["sha256"]
+                whole = tree_sha256(to_host(restored.state)) == restored.record["sha256"]
                 damage = damage_of_any("" if whole else "its contents do not match their digest")
             if not damage:
-                self._seconds_before = record["seconds"]
-                return state
-            self._discard(update)
+                self._seconds_before = restored.record["seconds"]
+                return restored.state
+            self._set_aside(folder)
             self.notices.append(
-                f"checkpoint {self.directory}/{update} is damaged ({damage}): deleted"
+                f"checkpoint {self.directory}/{update} is damaged ({damage}): set aside"
+            )
+        if from_first(lambda: bool(list(self.directory.glob(f"*{SET_ASIDE}")))):
+            raise UserError(
+                f"{self.directory} has no whole checkpoint left, only damaged ones: remove that "
+                "folder to start the stage anew"
             )
         return None
 
@@ -91,8 +102,8 @@ class Checkpoints:
         """Waits until everything is on disk."""
         self._at_exit.close()
 
-    def _read(self, update, abstract):
-        """(state, record, what keeps them from being read, "" for nothing), in this process alone.
+    def _read(self, folder, abstract):
+        """The items of a checkpoint, read by this process alone.
 
         Damage may show in one process only, and the others must not wait for it within Orbax.
         """
@@ -103,18 +114,19 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
         )
-        folder = self.directory.absolute() / str(update)
-        try:
-            handler = ocp.CompositeCheckpointHandler(composite_options=options)
-            with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-                restored = reader.restore(folder, args=items)
-        except Exception as error:  # Orbax and TensorStore raise many kinds for damage.
-            return None, None, reason_of(error)
-        return restored.state, restored.record, ""
+        handler = ocp.CompositeCheckpointHandler(composite_options=options)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+            return reader.restore(folder, args=items)
 
-    def _discard(self, update):
-        """Not by Orbax, which cannot delete a folder that is too broken."""
-        first_only(shutil.rmtree)(self.directory / str(update), ignore_errors=True)
+    def _set_aside(self, folder):
+        """Renames a damaged checkpoint, so that its place is free and nothing is lost."""
+
+        def rename():
+            aside = folder.with_name(f"{folder.name}{SET_ASIDE}")
+            shutil.rmtree(aside, ignore_errors=True)  # Of an earlier time.
+            folder.rename(aside)
+
+        first_only(rename)()
         self._manager.reload()
 
 
