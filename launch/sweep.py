@@ -93,7 +93,7 @@ def run_all(runs, workdir, rest, jobs):
     def start(run):
         folder = workdir / name_of(run)
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "log.txt", "a") as log:
+        with open(folder / "log.txt", "a", encoding="utf-8") as log:
             to_stderr(f"{folder.name}: running, log in {folder / 'log.txt'}")
             code = subprocess.call(
                 command_of(run, workdir, rest), stdout=log, stderr=subprocess.STDOUT
@@ -111,7 +111,7 @@ def compare(runs, workdir):
     for name in map(name_of, runs):
         results = workdir / name / "report" / "results.json"
         if results.exists():
-            rows = json.loads(results.read_text())["rows"]
+            rows = json.loads(results.read_text("utf-8"))["rows"]
             model = main_model({row["model"] for row in rows})
             curves[name] = [row for row in rows if row["model"] == model]
     if not curves:
@@ -122,7 +122,7 @@ def compare(runs, workdir):
         found = {(row["num_steps"], row["w"]): f"{row['fid']:.2f}" for row in rows}
         table.append([name, *(found.get(column, "") for column in columns)])
     text = "Fréchet distance of each run's students, lower is better\n\n" + align(table)
-    (workdir / "sweep.md").write_text(text + "\n")
+    (workdir / "sweep.md").write_text(text + "\n", encoding="utf-8")
     save_sweep(workdir / "sweep.png", curves)
     return text
 
@@ -142,7 +142,7 @@ def main(argv):
         print("\n".join(commands))
         return 0
     if _JOB_LIST.value:
-        pathlib.Path(_JOB_LIST.value).write_text("\n".join(commands) + "\n")
+        pathlib.Path(_JOB_LIST.value).write_text("\n".join(commands) + "\n", encoding="utf-8")
         to_stderr(f"{len(commands)} commands: {_JOB_LIST.value}")
         return 0
     codes = run_all(runs, workdir, argv[1:], _JOBS.value)

@@ -141,3 +141,15 @@ def test_a_copied_training_image_is_its_own_nearest():
     assert not np.array_equal(block["nearest 2"], images[[7, 30]])
     other = ArraySource("other", images[::-1].copy(), np.zeros(60, np.int32), 1)
     assert nearest_images(fewest_calls(pictures), extractor, reference, other) == {}
+
+
+def test_html_in_a_name_is_text_and_only_the_reports_images_are_taken(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "secret.png")
+    (tmp_path / "report").mkdir()
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "report" / "own.png")
+    names = ("<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "![x](../secret.png)")
+    text = "".join(f"# {name}\n\n{name} beside text\n\n" for name in names) + "![own](own.png)"
+    write_html(tmp_path / "report" / "index.html", text)
+    page = (tmp_path / "report" / "index.html").read_text("utf-8")
+    assert "<script" not in page and "<img src=x" not in page
+    assert page.count("data:image/png") == 1

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT, command, compilations, environment, params_hashes
@@ -26,6 +27,8 @@ from guided_distill.run import settings
 from guided_distill.run.settings import read_config
 from guided_distill.run.stages import plan_stages
 from guided_distill.system import workdir as workdir_module
+from guided_distill.system.files import save_params
+from guided_distill.system.workdir import FinishedStage, StageFolder
 
 HOLD = """
 import time
@@ -264,6 +267,47 @@ def test_programs_sample_as_the_command_line_does(finished, tmp_path):
     np.testing.assert_array_equal(same[0], same[1])
 
 
+def test_a_range_that_ends_at_an_odd_weight_holds_its_own_end(finished):
+    """0.3 as float32 lies above 0.3."""
+    stage = StageFolder(finished[0] / "step_one").finished()
+    for w in (0.1, 0.3, 0.7, 1.1):
+        record = stage.record | {"w_range": [w, w]}
+        sampler = guided_distill.Sampler(FinishedStage(stage.path, record, stage.params), 1)
+        assert sampler([3], w=w).shape == (1, 8, 8, 1)
+        with pytest.raises(UserError, match="trained range"):
+            sampler([3], w=w + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((3,), {}, r"labels must be a list, such as \[3, 5\], got 3"),
+        (("35",), {}, r"labels must be a list, .* got '35'"),
+        (([3, 5],), dict(w=[1.0, 1.0, 1.0]), r"w must be one number or 2, .* got \(3,\)"),
+        (([3, 5],), dict(indices=[0]), r"indices must be one number or 2"),
+        (([3],), dict(seed=1.5), r"`seed` must be an integer .* got 1.5"),
+        (([3],), dict(seed=2**32), r"`seed` must be an integer of 0 to 4294967295"),
+    ],
+)
+def test_calls_that_mean_nothing_are_refused(finished, args, kwargs, message):
+    sampler = guided_distill.Sampler.load(finished[0], num_steps=1)
+    with pytest.raises(UserError, match=message):
+        sampler(*args, **kwargs)
+
+
+def test_parameters_that_are_not_finite_are_named(copied):
+    stage = StageFolder(copied / "step_one")
+    finished = stage.finished()
+    params = jax.tree.map(np.array, finished.params)
+    params["conv_in"]["bias"][0] = np.nan
+    with pytest.raises(UserError, match="step_one: what it learnt is not finite"):
+        stage.finish(params, finished.record)
+    sha256 = save_params(stage.path / "params", params)
+    broken = FinishedStage(stage.path, finished.record | {"params_sha256": sha256})
+    with pytest.raises(UserError, match="step_one/params is not finite: .* diverged"):
+        _ = broken.params
+
+
 def test_samplers_compile_once_for_each_power_of_two(finished):
     sampler = guided_distill.Sampler.load(finished[0], num_steps=2, max_batch_size=32)
     with compilations() as names:
@@ -283,13 +327,13 @@ def test_samplers_compile_once_for_each_power_of_two(finished):
         (dict(labels=[10]), r"labels must lie in 0 to 9, got 10"),
         (dict(labels=[-1]), r"labels must lie in 0 to 9, got -1"),
         (dict(n=0), r"`n` must be at least 1, got 0"),
-        (dict(n=1, w=[0.0, 1.0]), r"`n` 1 leaves no sample for some of the 2 weights"),
+        (dict(n=1, w=[0.0, 1.0]), r"`n` 1 does not divide over the 2 weights of `w`: take 2"),
         (
             dict(stage="step_three"),
             r"`stage` step_three is none of teacher, step_one, step_two/deterministic",
         ),
         (dict(batch_size=0), r"`batch_size` must be at least 1, got 0"),
-        (dict(seed=-1), r"`seed` must be at least 0, got -1"),
+        (dict(seed=-1), r"`seed` must be an integer of 0 to 4294967295, got -1"),
     ],
 )
 def test_samples_that_cannot_be_drawn_are_refused(finished, tmp_path, kwargs, message):

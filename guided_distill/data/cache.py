@@ -97,7 +97,7 @@ def cache_folder(items, root, skip_broken):
 def read_record(folder):
     """What a whole cache says of itself; None where there is none."""
     try:
-        return json.loads((folder / "record.json").read_text())
+        return json.loads((folder / "record.json").read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
@@ -202,7 +202,7 @@ def write_cache(items, folder, skip_broken, num_workers):
         "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
         "broken": broken,
     }
-    (folder / "record.json").write_text(json.dumps(record, indent=1))
+    (folder / "record.json").write_text(json.dumps(record, indent=1), "utf-8")
     return record
 
 

@@ -15,6 +15,7 @@ from guided_distill.evaluation.reference import (
 )
 from guided_distill.run import settings
 from guided_distill.sampling.generator import Generators
+from guided_distill.sampling.sampler import check_seed
 from guided_distill.system import sharding
 from guided_distill.system.processes import check_same, from_first, several
 from guided_distill.system.progress import to_stderr
@@ -85,8 +86,8 @@ def check_image_path(out, *also):
 
 
 def check_counts(request, *names):
-    """Refuses counts below 1 in the fields `names` of a request, and a seed below 0."""
-    for name, low in [*((name, 1) for name in names), ("seed", 0)]:
-        value = getattr(request, name)
-        if value < low:
-            raise UserError(f"`{name}` must be at least {low}, got {value}")
+    """Refuses counts below 1 in the fields `names` of a request, and a seed that is none."""
+    for name in names:
+        if getattr(request, name) < 1:
+            raise UserError(f"`{name}` must be at least 1, got {getattr(request, name)}")
+    check_seed(request.seed)

@@ -16,6 +16,7 @@ from guided_distill.system.progress import to_stderr
 
 MAX_STRIP = 16  # samples in one row of an image, where there is a row per weight
 ARRAYS = ".npz"
+DEFAULT_N = 64  # or the next number that divides over the weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Request:
     num_steps: int = 4
     w: tuple[float, ...] = (1.0,)
     labels: tuple[str | int, ...] = ()
-    n: int = 64
+    n: int | None = None
     seed: int = 0
     out: str = ""
     batch_size: int = 256
@@ -40,10 +41,14 @@ def run(request):
     if not request.out:
         raise UserError("`out` is missing: name a file, such as grid.png or samples.npz")
     check_image_path(request.out, ARRAYS)
-    check_counts(request, "num_steps", "batch_size", "n")
-    n, weights = request.n, request.w
-    if n < len(weights):
-        raise UserError(f"`n` {n} leaves no sample for some of the {len(weights)} weights of `w`")
+    check_counts(request, "num_steps", "batch_size", *(["n"] if request.n is not None else []))
+    weights = request.w
+    n = request.n or -(-DEFAULT_N // len(weights)) * len(weights)
+    if n % len(weights):
+        many = n // len(weights) * len(weights) + len(weights)
+        raise UserError(
+            f"`n` {n} does not divide over the {len(weights)} weights of `w`: take {many}"
+        )
     sampler = Sampler.load(
         request.workdir,
         request.num_steps,
@@ -54,11 +59,11 @@ def run(request):
     )
     labels = read_labels(request.labels, sampler.record)
     labels = labels or list(range(sampler.record["num_classes"]))
-    per_weight = -(-n // len(weights))
+    per_weight = n // len(weights)
     rows = np.arange(n)
     indices = rows % per_weight
     sample_labels = np.asarray(labels, np.int32)[indices % len(labels)]
-    sample_w = np.asarray(weights, np.float32)[rows // per_weight]
+    sample_w = np.asarray(weights)[rows // per_weight]
     x = sampler.draw(sample_labels, sample_w, request.seed, indices)
     write_samples(pathlib.Path(request.out), x, sample_labels, sample_w)
     to_stderr(
@@ -71,7 +76,7 @@ def write_samples(out, x, labels, w):
     """Writes arrays, or an image: a row per weight where the rows stay short."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ARRAYS:
-        np.savez(out, samples=x, labels=labels, w=w)
+        np.savez(out, samples=x, labels=labels, w=w.astype(np.float32))
         return
     per_weight = np.count_nonzero(w == w[0])
     one_row_each = per_weight < len(x) and per_weight <= MAX_STRIP

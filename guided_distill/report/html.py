@@ -33,14 +33,18 @@ code { font-size: .9em; }
 
 
 def write_html(path, text):
-    """Writes `text`, Markdown whose pictures lie beside `path`, as one HTML file.
+    """Writes `text`, Markdown whose images lie beside `path`, as one HTML file.
 
-    Pictures become part of the file, tables scroll by themselves on narrow screens, and the
-    colours follow the reader's light or dark setting.
+    Images become part of the file, tables scroll by themselves on narrow screens, and the colours
+    follow the reader's light or dark setting. HTML in the text, as a data set's name may hold
+    it, is shown as it is written; of images only PNGs below the report's folder are taken.
     """
     path = pathlib.Path(path)
-    body = markdown.markdown(text, extensions=["tables"])
-    body = re.sub(r'src="([^":]+)"', lambda m: f'src="{_inline(path.parent / m[1])}"', body)
+    reader = markdown.Markdown(extensions=["tables"])
+    reader.preprocessors.deregister("html_block")
+    reader.inlinePatterns.deregister("html")
+    body = reader.convert(text)
+    body = re.sub(r'src="([^"]*)"', lambda m: f'src="{_inline(path.parent, m[1])}"', body)
     body = body.replace("<table>", '<div class="scroll"><table>')
     body = body.replace("</table>", "</table></div>")
     title = html.escape(text.lstrip("# ").splitlines()[0])
@@ -48,10 +52,14 @@ def write_html(path, text):
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
+        f"<body>\n{body}\n</body>\n</html>\n",
+        encoding="utf-8",
     )
 
 
-def _inline(image):
-    """A PNG as a data URI."""
+def _inline(folder, source):
+    """A PNG of the report's folder as a data URI; "" for anything else."""
+    image = (folder / html.unescape(source)).resolve()
+    if image.suffix != ".png" or not image.is_relative_to(folder.resolve()) or not image.is_file():
+        return ""
     return "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()

@@ -16,7 +16,7 @@ from guided_distill.report.paper_tables import (
     table_3,
     training_costs,
 )
-from guided_distill.report.run_report import distance_words
+from guided_distill.report.run_report import distance_name, distance_words
 from guided_distill.report.tables import translation_table
 from guided_distill.system.processes import first_only
 
@@ -65,7 +65,7 @@ def write_paper_report(folder, runs):
             f"Fréchet distance.\n\n{factor_table(costs)}"
         )
     text = "\n\n".join(parts) + "\n"
-    (folder / "paper.md").write_text(text)
+    (folder / "paper.md").write_text(text, encoding="utf-8")
     write_html(folder / "paper.html", text)
 
 
@@ -88,11 +88,22 @@ def draw_curves(folder, run):
 def introduction(run):
     """What the numbers of a run are."""
     provenance = run.provenance
-    known = load_paper_results(provenance["data"])
-    beside = " The paper's numbers, and ours less theirs, stand beside." if known else ""
+    beside = ""
+    if load_paper_results(provenance["data"]):
+        beside = " The paper's numbers stand beside, and ours less theirs."
+        if not is_comparable(run):
+            beside = (
+                " The paper's numbers stand beside for their trend alone: they are on Inception "
+                "features with n = 50,000, these are not, so no difference is taken."
+            )
     return f"""{distance_words(provenance, run.rows[0]["n"])} FD is the Fréchet distance on these
 features (the paper's FID: on Inception features, n = 50,000), IS the inception score on them.
 D / S: deterministic / stochastic sampler, each with the student distilled for it.{beside}"""
+
+
+def is_comparable(run):
+    """Whether a run is measured as the paper measures."""
+    return distance_name(run.provenance, run.rows[0]["n"]) == "FID-50k"
 
 
 def list_sections(run, curves):
@@ -101,9 +112,10 @@ def list_sections(run, curves):
     paper = load_paper_results(run.provenance["data"])
     images = curves | run.figures
     samplers, naive = sampler_table(rows), table_3(rows, paper)
+    everything = table_2(rows, paper, differences=is_comparable(run))
     return {
         "Table 1: by guidance weight": table_1(rows),
-        "Table 2: everything": "\n\n".join([table_2(rows, paper), *misprints(paper)]),
+        "Table 2: everything": "\n\n".join([everything, *misprints(paper)]),
         "Stochastic against deterministic": samplers
         and "Fréchet distance of S over that of D; below 1 the stochastic sampler is better. Where "
         "rounds halve, the 1-step stochastic student is a copy of the 2-step one, whose own "

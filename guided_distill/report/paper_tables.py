@@ -32,7 +32,7 @@ def load_paper_results(data):
     Each has `note`, which is not empty where Table 1 misprints the value. Other data sets than
     "cifar10" and "imagenet64" have none.
     """
-    with open(PAPER_RESULTS, newline="") as file:
+    with open(PAPER_RESULTS, newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["data"] == PAPER_NAMES.get(data, data)]
     return [
         row
@@ -80,13 +80,14 @@ def table_1(rows):
     return align([header, *body])
 
 
-def table_2(rows, paper=()):
-    """Grouped by guidance weight; with the paper's numbers and ours less theirs where known."""
+def table_2(rows, paper=(), *, differences=False):
+    """Grouped by guidance weight; with the paper's numbers, and ours less theirs, where asked."""
     theirs = index_rows(paper)
     by_key = index_rows(rows)
     header = ["w", "model", *(HEADERS[m] for m in METRICS)]
     if paper:
-        header += [f"{HEADERS[m]}, {of}" for m in METRICS for of in ("paper", "difference")]
+        columns = ("paper", "difference") if differences else ("paper",)
+        header += [f"{HEADERS[m]}, {of}" for m in METRICS for of in columns]
     body = []
     for w in sorted({row["w"] for row in rows}):
         first = True
@@ -99,7 +100,8 @@ def table_2(rows, paper=()):
             if paper:
                 printed = [theirs.get((model, steps, w)) for model in models]
                 for metric in METRICS:
-                    line += [_joined(printed, metric), _difference(ours, printed, metric)]
+                    line.append(_joined(printed, metric))
+                    line += [_difference(ours, printed, metric)] if differences else []
             body.append(line)
             first = False
     return align([header, *body])

@@ -49,7 +49,7 @@ def write_report(folder, results, images, nearest):
             folder / "nearest.png", nearest, "Samples and the training images nearest to them"
         )
     text = render_markdown(results, with_nearest=bool(nearest))
-    (folder / "report.md").write_text(text)
+    (folder / "report.md").write_text(text, encoding="utf-8")
     write_html(folder / "index.html", text)
     write_json(folder / "results.json", results)
 
@@ -250,6 +250,8 @@ its round, on noised training images, over up to eight times t = i/N.
 
 
 def _classes_and_score(rows, provenance):
+    draws = provenance["evaluation"]["num_draws"]
+    spread = f"{draws} draws" if draws > 1 else "10 splits"
     return f"""## Class accuracy and inception score
 
 Share of samples that get the class that was asked for from a classifier trained on the same data
@@ -258,7 +260,7 @@ Share of samples that get the class that was asked for from a classifier trained
 
 {table(rows, "accuracy", 3)}
 
-exp E[KL(p(y|x) ‖ p(y))] on {provenance["features"]}, mean ± deviation over 10 splits:
+exp E[KL(p(y|x) ‖ p(y))] on {provenance["features"]}, mean ± deviation over {spread}:
 
 {table(rows, "is", 2)}
 """

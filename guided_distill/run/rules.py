@@ -21,8 +21,9 @@ def is_integer(value):
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def integer(low):
-    return Rule(lambda v: is_integer(v) and v >= low, f"an integer of at least {low}")
+def integer(low, high=math.inf):
+    words = f"an integer of at least {low}" + (f" and at most {high}" if high != math.inf else "")
+    return Rule(lambda v: is_integer(v) and low <= v <= high, words)
 
 
 def number(low, high=math.inf, *, open_low=False, open_high=False):

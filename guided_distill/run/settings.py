@@ -36,6 +36,7 @@ from guided_distill.training.optimizer import LEARNING_RATE_DECAYS
 
 BASELINES = ("ddim", "ancestral")
 DTYPES = ("float32", "bfloat16")
+SEED = integer(0, 2**32 - 1)  # A PRNG key would cut the rest.
 
 
 OPTIMIZATION_RULES = {
@@ -51,7 +52,7 @@ LONG_STAGE_RULES = {
     **OPTIMIZATION_RULES,
 }
 RULES = {
-    "seed": integer(0),
+    "seed": SEED,
     "data.name": Rule(
         lambda v: isinstance(v, str) and bool(re.fullmatch(r"[\w./:+-]+", v)),
         "digits, folder, idx, npz, or a data set of TensorFlow Datasets",
@@ -118,7 +119,7 @@ RULES = {
     "evaluation.num_samples": integer(2),
     "evaluation.num_draws": COUNT,
     "evaluation.batch_size": COUNT,
-    "evaluation.seed": integer(0),
+    "evaluation.seed": SEED,
     "evaluation.inception": PATH,
     "evaluation.reference_stats": PATH,
     "evaluation.classifier_updates": COUNT,

@@ -21,6 +21,7 @@ from guided_distill.system.workdir import (
     find_own_stages,
 )
 
+MAX_SEED = 2**32 - 1
 CONTINUOUS = ("teacher", "step_one")  # models of any number of steps
 
 
@@ -108,15 +109,19 @@ class Sampler:
           UserError: where a label or a weight is none that the model knows.
         """
         labels = read_labels(labels, self.record)
-        w = np.broadcast_to(np.asarray(w, np.float32), len(labels))
+        check_seed(seed)
+        w = one_each(w, len(labels), "w")  # Not float32 yet: 0.3 would lie above a range to 0.3.
         check_request(self.record, np.unique(w).tolist(), labels)
+        indices = one_each(
+            np.arange(len(labels)) if indices is None else indices, len(labels), "indices"
+        )
         if not labels:
             return np.zeros((0, *self.record["image_shape"]), np.float32)
         return self._generator(len(labels))(
             self._params,
             cond=np.asarray(labels, np.int32),
             w=w,
-            indices=np.arange(len(labels)) if indices is None else indices,
+            indices=indices,
             num_steps=self.num_steps,
             seed=seed,
         )
@@ -172,6 +177,8 @@ def choose_family(families, stage):
 def read_labels(labels, record):
     """Numbers of classes that are given as numbers or, where they have some, as names."""
     names = record["class_names"]
+    if isinstance(labels, str) or np.ndim(labels) != 1:
+        raise UserError(f"labels must be a list, such as [3, 5], got {labels!r}")
     numbers = []
     for label in np.asarray(labels).tolist():
         if isinstance(label, str) and label in names:
@@ -182,6 +189,20 @@ def read_labels(labels, record):
             known = f" or names of classes{nearest(label, names)}" if names else ""
             raise UserError(f"labels must be numbers{known}, got {label!r}")
     return numbers
+
+
+def one_each(values, n, name):
+    """`values` `[n]`, or one for all, as an array `[n]`."""
+    array = np.asarray(values)
+    if array.shape not in ((), (n,)):
+        raise UserError(f"{name} must be one number or {n}, one for each label, got {array.shape}")
+    return np.broadcast_to(array, n)
+
+
+def check_seed(seed):
+    """Refuses a seed that a PRNG key would cut."""
+    if not (isinstance(seed, int | np.integer) and 0 <= seed <= MAX_SEED):
+        raise UserError(f"`seed` must be an integer of 0 to {MAX_SEED}, got {seed!r}")
 
 
 def check_request(record, weights, labels):

@@ -17,7 +17,7 @@ def hold_lock(path, *, on_taken):
     Raises:
       OSError: where the file cannot be made.
     """
-    with open(path, "a+") as lock:
+    with open(path, "a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

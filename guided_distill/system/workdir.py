@@ -15,6 +15,9 @@ import functools
 import os
 import pathlib
 
+import jax
+import numpy as np
+
 from guided_distill.errors import UserError
 from guided_distill.system.files import load_params, read_json, save_params, write_json
 from guided_distill.system.locks import hold_lock
@@ -42,6 +45,12 @@ def family_of(name):
     return (family, int(last)) if last.isdigit() else None
 
 
+def check_finite(params, what):
+    """Refuses parameters that are not all finite: what is drawn or learnt from them is nothing."""
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+        raise UserError(f"{what} is not finite: the model has diverged; lower its learning_rate")
+
+
 class FinishedStage:
     """A stage that is trained: what it is, and its parameters.
 
@@ -67,7 +76,9 @@ class FinishedStage:
     def read_params(self):
         """As `params`, of which nothing is kept."""
         try:
-            return load_params(self.path / "params", self.record["params_sha256"])
+            params = load_params(self.path / "params", self.record["params_sha256"])
+            check_finite(params, f"{self.path}/params")
+            return params
         except ValueError as error:
             raise UserError(f"{error}: train again to restore it from its checkpoint") from error
 
@@ -122,7 +133,12 @@ class StageFolder:
         write_json(self.path / "config.json", origin)
 
     def finish(self, params, record):
-        """Writes the params, then the record that makes the stage finished; returns it."""
+        """Writes the params, then the record that makes the stage finished; returns it.
+
+        Raises:
+          UserError: where a parameter is not finite.
+        """
+        check_finite(params, f"{self.path}: what it learnt")
         record = record | {"params_sha256": save_params(self.path / "params", params)}
         write_json(self.path / "stage.json", record)
         return FinishedStage(self.path, record, params)
