@@ -1,10 +1,12 @@
 """An evaluation that is stopped goes on where it was, and ends with the same numbers."""
 
 import dataclasses
+import errno
 
 import numpy as np
 import pytest
 
+from guided_distill.errors import UserError
 from guided_distill.evaluation.comparison import Comparison
 from guided_distill.evaluation.contenders import REFERENCES, Contender
 from guided_distill.evaluation.features import FeatureExtractor
@@ -137,3 +139,43 @@ def test_a_row_of_another_ancestral_mix_is_measured_anew(tmp_path):
     assert rows(0.3) > N
     assert rows(0.3) == 0
     assert rows(0.7) > N - 1
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(bytes(data))
+
+
+HARMS = {
+    "flipped": flip,
+    "emptied": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize(
+    "pattern", ["rows/*.json", "rows/*.npy", "samples/*.json", "samples/*.npy"]
+)
+def test_what_is_damaged_is_made_again_and_ends_the_same(tmp_path, pattern, harm):
+    expected, expected_images = rows_of(tmp_path, FakeGenerator())
+    for path in sorted(tmp_path.glob(pattern))[::2]:
+        HARMS[harm](path)
+    for path in tmp_path.glob("rows/*.json") if pattern.startswith("samples") else ():
+        path.unlink()  # So that the samples are asked for.
+    generator = FakeGenerator()
+    rows, images = rows_of(tmp_path, generator)
+    assert rows == expected and generator.drawn
+    for key, kept in expected_images.items():
+        np.testing.assert_array_equal(images[key], kept)
+
+
+def test_a_disk_without_room_for_the_samples_is_one_line(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        rows_of(tmp_path, FakeGenerator())

@@ -17,7 +17,13 @@ from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.errors import UserError
 from guided_distill.system import sharding
-from guided_distill.system.files import load_params, save_params, tree_sha256
+from guided_distill.system.files import (
+    load_params,
+    read_json,
+    save_params,
+    tree_sha256,
+    write_json,
+)
 from guided_distill.training.checkpoint import Checkpoints
 from guided_distill.training.loop import finite_means
 from guided_distill.training.optimizer import descend, learning_rate_at, make_optimizer
@@ -323,3 +329,25 @@ def test_digest_sees_values_dtypes_shapes_and_names():
     ]
     assert len({tree_sha256(t) for t in [tree, *others]}) == 5
     assert tree_sha256({"x": 1.0, "y": 2.0}) == tree_sha256({"y": 2.0, "x": 1.0})
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"a": 2, "digest": "0"}', "\xff"])
+def test_damaged_json_is_named_or_made_again(tmp_path, capsys, text):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1, "b": (1.5, None)})
+    assert read_json(path) == {"a": 1, "b": [1.5, None]}
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="x.json is damaged: put back a copy"):
+        read_json(path)
+    assert read_json(path, derived=True) is None
+    assert "x.json is damaged: it is made again" in capsys.readouterr().err
+
+
+def test_one_changed_number_in_a_record_is_noticed(tmp_path):
+    path = tmp_path / "stage.json"
+    write_json(path, {"w_range": [0.0, 4.0], "logsnr_max": 20})
+    path.write_text(path.read_text().replace("20", "30"))
+    with pytest.raises(UserError, match="stage.json is damaged"):
+        read_json(path)
+    path.write_text('{"logsnr_max": 30}')  # As earlier versions wrote it.
+    assert read_json(path) == {"logsnr_max": 30}

@@ -65,7 +65,7 @@ def load_or_train_classifier(folder, train_source, test_source, *, num_updates, 
     folder = pathlib.Path(folder)
     network = Classifier(train_source.num_classes)
     settings = {"data_sha256": train_source.sha256, "num_updates": num_updates, "seed": seed}
-    record = read_json(folder / "classifier.json")
+    record = read_json(folder / "classifier.json", derived=True)
     params = None
     if record and record["settings"] == settings:
         try:

@@ -10,13 +10,14 @@ from guided_distill.data.dataset import cycle_labels
 from guided_distill.data.pixels import to_uint8
 from guided_distill.evaluation.contenders import REFERENCES
 from guided_distill.evaluation.measure import Measurement
-from guided_distill.evaluation.sample_store import SampleStore, key_of
+from guided_distill.evaluation.sample_store import SampleStore, key_of, load_array, sha256_of
 from guided_distill.system.files import read_json, write_json
 from guided_distill.system.processes import array_from_first, is_first
 from guided_distill.system.progress import Progress
 
 MEAN_OVER_DRAWS = ("fid", "is", "kid", "precision", "recall", "accuracy", "rmse_to_teacher")
 IMAGES_KEPT = 20
+IMAGES_SHA256 = "images_sha256"  # of the first samples, in a row's file
 
 
 def merge_draws(draws):
@@ -131,10 +132,13 @@ class Comparison:
         return pathlib.Path(self.folder, "rows", f"{key_of(identity)}.json")
 
     def _finished(self, contender, w):
-        """(row, first samples) of what was measured before, else None."""
+        """(row, first samples) of what was measured before and is whole, else None."""
         path = self._row_path(contender, w)
-        row = read_json(path)
-        return row and (row, array_from_first(lambda: np.load(path.with_suffix(".npy"))))
+        row = read_json(path, derived=True)
+        images = row and array_from_first(lambda: load_array(path.with_suffix(".npy")))
+        if images is None or sha256_of(images) != row.get(IMAGES_SHA256):
+            return None
+        return {key: value for key, value in row.items() if key != IMAGES_SHA256}, images
 
     def _store(self, contender, w):
         """The `SampleStore` of a reference, which other rows are compared with; else None."""
@@ -202,11 +206,11 @@ class Comparison:
             **measurement.result(),
             "images_per_second": self.num_samples / (store.seconds if store else seconds),
         }
-        path = self._row_path(contender, w)
+        path, images = self._row_path(contender, w), np.concatenate(kept)[:IMAGES_KEPT]
         if is_first():
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path.with_suffix(".npy"), np.concatenate(kept)[:IMAGES_KEPT])
-        write_json(path, row)
+            np.save(path.with_suffix(".npy"), images)
+        write_json(path, row | {IMAGES_SHA256: sha256_of(images)})
 
     def _compared(self, contender, name, w, start, stop):
         """The reference's samples that a contender's are compared with; None for no comparison."""

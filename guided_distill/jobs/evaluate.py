@@ -170,7 +170,7 @@ def evaluate_translation(config, stages, generators, classifier, test_source):
 
 def read_results(workdir, stages):
     """What `evaluate` measured; None where it did not, or other stages than `stages`."""
-    results = read_json(workdir / "report" / "results.json")
+    results = read_json(workdir / "report" / "results.json", derived=True)
     if results is None or results.get("format") != RESULTS_FORMAT:
         return None
     return results if results["provenance"]["params_sha256"] == params_hashes(stages) else None

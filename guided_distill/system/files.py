@@ -15,11 +15,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from guided_distill.errors import UserError
 from guided_distill.system.processes import SharedError, first_only, from_first, texts_of_all
+from guided_distill.system.progress import to_stderr
 from guided_distill.system.sharding import to_host
 
 TRIES = 2  # of reading what cannot be read at once
 READ_BYTES = 2**24
+DIGEST = "digest"  # key of a JSON file's own
 
 
 def tree_sha256(tree):
@@ -120,19 +123,48 @@ def reason_of(error):
 
 @first_only
 def write_json(path, value):
-    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
+    """Writes a dict as JSON, with its digest, so that a reader sees the old file or the new one."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
+    value = value | {DIGEST: _json_sha256(value)}
     partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
-def read_json(path):
-    """The file's value as the first process reads it, None where there is no such file."""
+def read_json(path, *, derived=False):
+    """The file's dict as the first process reads it, None where there is no such file.
+
+    Args:
+      path: of the file.
+      derived: whether it can be made again: damage is said, and taken for no file.
+
+    Raises:
+      UserError: where it is damaged, or cannot be read.
+    """
     path = pathlib.Path(path)
 
     def read():
-        return json.loads(path.read_text("utf-8")) if path.exists() else None
+        try:
+            value = json.loads(path.read_text("utf-8"))
+            digest = value.pop(DIGEST, None)  # Files of earlier versions have none.
+            if digest in (None, _json_sha256(value)):
+                return value
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        except (ValueError, AttributeError, TypeError):
+            pass
+        if not derived:
+            raise UserError(
+                f"{path} is damaged: put back a copy of it, or remove its folder to begin that anew"
+            )
+        to_stderr(f"{path} is damaged: it is made again")
+        return None
 
     return from_first(read)
+
+
+def _json_sha256(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
