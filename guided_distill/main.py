@@ -265,11 +265,9 @@ def to_number(text, kind, name):
 
 
 def check_workdir():
-    """Refuses a missing `--workdir`, and one that is no folder."""
+    """Refuses a missing `--workdir`."""
     if not (_WORKDIR.value or "").strip(","):
         raise UserError("--workdir is missing: name the run's folder")
-    if "://" in _WORKDIR.value:
-        raise UserError(f"--workdir={_WORKDIR.value} is no folder: mount the bucket and name that")
 
 
 def choose_config(workdir):
@@ -280,7 +278,7 @@ def choose_config(workdir):
         return _CONFIG.value
     if workdir is None or _MODE.value == "train":
         raise UserError("--config is missing: name a config file, such as configs/digits.py")
-    return settings.read_config(os.path.expanduser(workdir))
+    return settings.read_config(workdir)
 
 
 def use_compilation_cache(folder):

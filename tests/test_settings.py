@@ -10,6 +10,7 @@ from guided_distill.data.registry import open_dataset
 from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.distill.rounds import step_factors
 from guided_distill.errors import UserError
+from guided_distill.jobs.common import check_image_path
 from guided_distill.run import settings
 from guided_distill.run.stages import plan_stages, select_stages
 
@@ -110,7 +111,7 @@ MISTAKES = [
     ("data.name = 'idx'", r"data.path '' is no folder"),
     ("evaluation.num_steps = (3,)", r"evaluation.num_steps 3 was never distilled; distilled to: 1, 2"),
     ("schedule.logsnr_max = -30.0", r"logsnr_max must be above"),
-    ("seed = -1", r"seed must be an integer of at least 0, got -1"),
+    ("seed = -1", r"seed must be an integer of at least 0 and at most 4294967295, got -1"),
 ]  # fmt: skip
 
 
@@ -242,3 +243,30 @@ def test_a_distillation_is_selected_by_its_folder():
         "step_two/deterministic/0064"
     ]
     assert len(select_stages(stages, "step_two")) == 8 + 8 + 4 + 8
+
+
+def test_paths_of_a_config_hold_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load()
+    config.data.path, config.data.labels = "pictures", "labels.csv"
+    config.evaluation.reference_stats, config.data.cache = "stats.npz", "~/cache"
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "labels.csv").touch()
+    settings.prepare_config(config)
+    assert config.data.path == str(tmp_path / "pictures")
+    assert config.data.labels == "labels.csv"  # Beside the images: it moves with them.
+    assert config.evaluation.reference_stats == str(tmp_path / "stats.npz")
+    assert config.data.cache == str(pathlib.Path.home() / "cache")
+
+
+@pytest.mark.parametrize("key", ["data.path", "data.cache", "evaluation.inception"])
+def test_buckets_are_refused_wherever_a_path_is_asked_for(key):
+    config = load()
+    section, name = key.split(".")
+    config[section][name] = "gs://bucket/x"
+    with pytest.raises(UserError, match=f"{key} gs://bucket/x is no folder of this machine"):
+        settings.prepare_config(config)
+    with pytest.raises(UserError, match="`workdir` s3://bucket is no folder of this machine"):
+        settings.read_config("s3://bucket")
+    with pytest.raises(UserError, match="`out` gs://b/x.png is no folder of this machine"):
+        check_image_path("gs://b/x.png")

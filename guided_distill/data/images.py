@@ -1,12 +1,11 @@
 """Picture files as arrays: decoded, or refused with the reason."""
 
-import pathlib
-
 import numpy as np
 from PIL import Image, ImageOps
 
 from guided_distill.data.pixels import FITS, area_resize
 from guided_distill.errors import UserError
+from guided_distill.system.files import local_path
 
 MODE_OF_CHANNELS = {1: "L", 3: "RGB"}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -101,7 +100,7 @@ def read_images(paths, image_shape, *, skip_broken=False):
       UserError: where a path is no picture, or a picture is not square; where none is left.
     """
     files = []
-    for path in map(pathlib.Path, paths):
+    for path in (local_path(path, "`images`") for path in paths):
         files += sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     images, notices, broken = [], [], []
     for path in files:

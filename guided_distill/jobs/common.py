@@ -1,7 +1,5 @@
 """What several jobs begin with: the data set, its classifier, features, reference, generators."""
 
-import pathlib
-
 from PIL import Image
 
 from guided_distill.data.registry import open_dataset
@@ -17,6 +15,7 @@ from guided_distill.run import settings
 from guided_distill.sampling.generator import Generators
 from guided_distill.sampling.sampler import check_seed
 from guided_distill.system import sharding
+from guided_distill.system.files import local_path
 from guided_distill.system.processes import check_same, from_first, several
 from guided_distill.system.progress import to_stderr
 
@@ -79,7 +78,7 @@ def find_reference(config, workdir, source, extractor):
 
 def check_image_path(out, *also):
     """Refuses an output path that is neither an image's nor of the suffixes `also`."""
-    suffix = pathlib.Path(out).suffix.lower()
+    suffix = local_path(out, "`out`").suffix.lower()
     if suffix not in also and suffix not in Image.registered_extensions():
         suffixes = " or ".join([*also, "an image's suffix, such as .png"])
         raise UserError(f"`out` must have the suffix {suffixes}, got {out!r}")

@@ -33,7 +33,7 @@ from guided_distill.jobs.measure_images import measure_images
 from guided_distill.report.run_report import fewest_calls, terminal_summary, write_report
 from guided_distill.run import settings
 from guided_distill.run.checks import check_data
-from guided_distill.system.files import read_json
+from guided_distill.system.files import local_path, read_json
 from guided_distill.system.progress import to_stderr, to_stdout
 from guided_distill.system.workdir import find_stages, own_workdir, params_hashes
 from guided_distill.training.metric_writer import make_metric_writer
@@ -54,7 +54,7 @@ class Request:
 
 def run(request):
     """Evaluates a workdir, or measures the images of the request."""
-    workdir = pathlib.Path(request.workdir).expanduser()
+    workdir = local_path(request.workdir, "`workdir`")
     settings.prepare_config(request.config)
     if request.images:
         measure_images(

@@ -1,7 +1,5 @@
 """The metrics of any images against a data set."""
 
-import pathlib
-
 import numpy as np
 
 from guided_distill.data.images import read_images
@@ -15,7 +13,7 @@ from guided_distill.jobs.common import (
     open_data,
 )
 from guided_distill.report.tables import align
-from guided_distill.system.files import write_json
+from guided_distill.system.files import local_path, write_json
 from guided_distill.system.progress import to_stderr, to_stdout
 
 
@@ -45,6 +43,6 @@ def measure_images(config, workdir, paths, *, skip_broken=False, out=""):
     unlabelled = ("accuracy", "rmse_to_teacher", "rmse_to_step_one")
     row = {key: value for key, value in measurement.result().items() if key not in unlabelled}
     if out:
-        write_json(pathlib.Path(out), row | {"reference": reference.provenance})
+        write_json(local_path(out, "`out`"), row | {"reference": reference.provenance})
     numbers = [[key, f"{v:.4f}" if isinstance(v, float) else str(v)] for key, v in row.items()]
     to_stdout(align([["metric", "value"], *numbers]))

@@ -1,12 +1,12 @@
 """The job `reference_stats`: statistics of the training images, for any later evaluation."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from guided_distill.evaluation.reference import compute_reference, save_reference
 from guided_distill.jobs.common import choose_extractor, load_classifier, open_data
 from guided_distill.run import settings
+from guided_distill.system.files import local_path
 from guided_distill.system.progress import to_stderr
 
 
@@ -21,13 +21,13 @@ class Request:
 
 def run(request):
     """Computes the statistics and writes them."""
-    config, workdir = request.config, pathlib.Path(request.workdir).expanduser()
+    config, workdir = request.config, local_path(request.workdir, "`workdir`")
     settings.prepare_config(config)
     dataset = open_data(config)
     classifier = None
     if not config.evaluation.inception:
         classifier = load_classifier(config, workdir, dataset)
     extractor = choose_extractor(config, classifier)
-    path = pathlib.Path(request.out or workdir / "reference" / f"{extractor.name}.npz")
+    path = local_path(request.out or workdir / "reference" / f"{extractor.name}.npz", "`out`")
     save_reference(path, compute_reference(dataset.train, extractor))
     to_stderr(f"statistics of {len(dataset.train):,} images on {extractor.name}: {path}")

@@ -17,6 +17,7 @@ from guided_distill.report.grids import save_strips
 from guided_distill.report.paper_figures import FigureMaker
 from guided_distill.report.paper_report import Run, write_paper_report
 from guided_distill.run import settings
+from guided_distill.system.files import local_path
 from guided_distill.system.progress import to_stderr
 from guided_distill.system.workdir import find_stages
 
@@ -32,7 +33,7 @@ class Request:
 
 def run(request):
     """Writes the paper's report of the workdirs into the first of them."""
-    write_paper([pathlib.Path(path).expanduser() for path in request.workdir.split(",") if path])
+    write_paper([local_path(path, "`workdir`") for path in request.workdir.split(",") if path])
 
 
 def write_paper(workdirs):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from guided_distill.errors import UserError
 from guided_distill.jobs.common import check_counts, check_image_path
 from guided_distill.report.grids import save_grid
 from guided_distill.sampling.sampler import Sampler, read_labels
+from guided_distill.system.files import local_path
 from guided_distill.system.processes import first_only
 from guided_distill.system.progress import to_stderr
 
@@ -65,7 +65,7 @@ def run(request):
     sample_labels = np.asarray(labels, np.int32)[indices % len(labels)]
     sample_w = np.asarray(weights)[rows // per_weight]
     x = sampler.draw(sample_labels, sample_w, request.seed, indices)
-    write_samples(pathlib.Path(request.out), x, sample_labels, sample_w)
+    write_samples(local_path(request.out, "`out`"), x, sample_labels, sample_w)
     to_stderr(
         f"{n} samples in {request.num_steps} steps of the {sampler.name} sampler: {request.out}"
     )

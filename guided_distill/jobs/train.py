@@ -18,6 +18,7 @@ from guided_distill.report.grids import grid, save_grid
 from guided_distill.run import settings
 from guided_distill.run.stages import plan_stages, select_stages, stages_after
 from guided_distill.run.trainer import Trainer
+from guided_distill.system.files import local_path
 from guided_distill.system.progress import to_stderr
 from guided_distill.system.workdir import StageFolder, own_workdir
 
@@ -68,7 +69,7 @@ def train(
       UserError: where the config is wrong, or another run holds the workdir.
       Interrupted: after SIGINT or SIGTERM, with everything saved.
     """
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = local_path(workdir, "`workdir`")
     settings.prepare_config(config)
     with own_workdir(workdir):
         trained = train_stages(config, workdir, stage, teacher, on_images)
@@ -82,7 +83,7 @@ def train_stages(config, workdir, stage_name, teacher, on_images):
     settings.check_devices(config, jax.device_count())
     dataset = open_data(config)
     stages = select_stages(plan_stages(config), stage_name)
-    finished = StageFolder(teacher).finished() if teacher else None
+    finished = StageFolder(local_path(teacher, "`teacher`")).finished() if teacher else None
     if finished:
         stages = stages_after(stages, finished.record)
     generators = make_generators(config)

@@ -1,7 +1,6 @@
 """The job `translate`: images of one class become images of another (section 4, C.7)."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from guided_distill.report.tables import translation_table
 from guided_distill.run import settings
 from guided_distill.sampling.generator import Generators
 from guided_distill.system import sharding
-from guided_distill.system.files import write_json
+from guided_distill.system.files import local_path, write_json
 from guided_distill.system.progress import to_stderr, to_stdout
 from guided_distill.system.workdir import find_stages, params_hashes
 
@@ -52,7 +51,7 @@ class Request:
 
 def run(request):
     """Encodes images with the source label, decodes with the target label, beside guided DDIM."""
-    config, workdir = request.config, pathlib.Path(request.workdir).expanduser()
+    config, workdir = request.config, local_path(request.workdir, "`workdir`")
     settings.prepare_config(config)
     if request.out:
         check_image_path(request.out)
@@ -75,7 +74,7 @@ def run(request):
         classifier=load_classifier(config, workdir, dataset),
     )
     name = f"{source_label}_to_{target_label}"
-    figure = pathlib.Path(request.out or workdir / "translate" / f"{name}.png")
+    figure = local_path(request.out or workdir / "translate" / f"{name}.png", "`out`")
     title = f"{source_label} to {target_label}, encoded at w = {request.encoder_w:g}"
     save_strips(figure, translation_blocks(images, translated), title)
     write_json(figure.with_suffix(".json"), {"params_sha256": params_hashes(stages), "rows": rows})

@@ -21,6 +21,7 @@ from guided_distill.run.rules import (
     BOOLEAN,
     COUNT,
     FINITE,
+    FOLDER,
     LEARNING_RATE,
     PATH,
     RATE,
@@ -31,7 +32,7 @@ from guided_distill.run.rules import (
     number,
     sequence,
 )
-from guided_distill.system.files import read_json
+from guided_distill.system.files import local_path, read_json
 from guided_distill.training.optimizer import LEARNING_RATE_DECAYS
 
 BASELINES = ("ddim", "ancestral")
@@ -67,7 +68,7 @@ RULES = {
     "data.augmentations": sequence(choice(AUGMENTATIONS), min_length=0),
     "data.test_share": number(0.0, 1.0, open_low=True, open_high=True),
     "data.skip_broken": BOOLEAN,
-    "data.cache": Rule(lambda v: isinstance(v, str) and bool(v), "a folder"),
+    "data.cache": FOLDER,
     "data.memory_gb": number(0.0),
     "data.num_workers": integer(0),
     "schedule.logsnr_min": FINITE,
@@ -140,7 +141,7 @@ def load_config(path: str | pathlib.Path) -> ConfigDict:
       UserError: where there is no such file.
       ValueError: where it has no such variant.
     """
-    path, _, variant = str(path).partition(":")
+    path, _, variant = str(local_path(path, "config")).partition(":")
     if not os.path.isfile(path):
         raise UserError(f"no config file {path}: name one, such as configs/digits.py")
     get_config = runpy.run_path(path)["get_config"]
@@ -149,7 +150,7 @@ def load_config(path: str | pathlib.Path) -> ConfigDict:
 
 def read_config(workdir):
     """The config that a workdir was last trained with."""
-    plain = read_json(pathlib.Path(workdir) / "config.json")
+    plain = read_json(local_path(workdir, "`workdir`") / "config.json")
     if plain is None:
         raise UserError(f"{workdir} holds no run: train one first, or check `workdir`")
     if not all(section in plain for section in ROUND_SECTIONS):
@@ -158,10 +159,13 @@ def read_config(workdir):
 
 
 def prepare_config(config):
-    """Checks a config, and makes its data path one that holds wherever a later command is run."""
+    """Checks a config, and makes its paths such as hold wherever a later command is run."""
     check_config(config)
-    if config.data.path:
-        config.data.path = os.path.abspath(os.path.expanduser(config.data.path))
+    for section, key in (name.split(".") for name, rule in RULES.items() if rule in (PATH, FOLDER)):
+        path = config[section][key]
+        beside_data = key == "labels" and (pathlib.Path(config.data.path) / path).is_file()
+        if path and not beside_data:
+            config[section][key] = os.path.abspath(local_path(path, f"{section}.{key}"))
 
 
 def check_config(config):

@@ -14,6 +14,7 @@ from guided_distill.distill.ranges import check_distilled, check_w
 from guided_distill.errors import UserError, nearest
 from guided_distill.sampling.generator import Generators
 from guided_distill.system import sharding
+from guided_distill.system.files import local_path
 from guided_distill.system.workdir import (
     FinishedStage,
     StageFolder,
@@ -144,7 +145,7 @@ def choose_stage(workdir, stage, num_steps) -> FinishedStage:
             check_distilled(num_steps, [has], what="`num_steps`")
         return own[stage]
     if stage in CONTINUOUS:
-        return StageFolder(pathlib.Path(workdir, stage)).finished()
+        return StageFolder(local_path(workdir, "`workdir`") / stage).finished()
     families = {}
     for name, finished in own.items():
         if family_of(name):

@@ -25,6 +25,17 @@ READ_BYTES = 2**24
 DIGEST = "digest"  # key of a JSON file's own
 
 
+def local_path(path, what):
+    """A path that a person gave, `~` expanded.
+
+    Raises:
+      UserError: naming `what`, where it lies in another kind of file system.
+    """
+    if "://" in str(path):
+        raise UserError(f"{what} {path} is no folder of this machine: mount the bucket, name that")
+    return pathlib.Path(path).expanduser()
+
+
 def tree_sha256(tree):
     """Digest of a tree's leaves in sorted path order: path, dtype, shape and bytes of each."""
     digest = hashlib.sha256()

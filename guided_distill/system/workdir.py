@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from guided_distill.errors import UserError
-from guided_distill.system.files import load_params, read_json, save_params, write_json
+from guided_distill.system.files import load_params, local_path, read_json, save_params, write_json
 from guided_distill.system.locks import hold_lock
 from guided_distill.system.processes import check_shared, first_only, from_first
 
@@ -150,7 +150,7 @@ class StageFolder:
 
 def find_own_stages(workdir):
     """`{name: FinishedStage}` of those that lie in the workdir itself."""
-    workdir = pathlib.Path(workdir)
+    workdir = local_path(workdir, "`workdir`")
 
     def names():
         found = [sorted(workdir.glob(f"{pattern}/stage.json")) for pattern in STAGE_PATTERNS]
