@@ -342,10 +342,21 @@ def test_samples_that_cannot_be_drawn_are_refused(finished, tmp_path, kwargs, me
     assert not (tmp_path / "x.npz").exists()
 
 
-@pytest.mark.parametrize("out", ["", "grid.pgn", "folder/"])
-def test_outputs_that_cannot_be_written_are_refused(finished, out):
+@pytest.mark.parametrize("out", ["", "grid.pgn", "folder/", "file/grid.png", "here.png"])
+def test_outputs_that_cannot_be_written_are_refused(finished, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "here.png").mkdir()
+    monkeypatch.setattr(guided_distill.Sampler, "load", None)  # Before anything is computed.
     with pytest.raises(UserError, match="`out`"):
         sample(finished[0], out)
+
+
+def test_a_report_that_was_removed_is_written_again(copied):
+    (copied / "report" / "index.html").unlink()
+    config = tiny_config()
+    assert evaluate.evaluate(config, copied) and (copied / "report" / "index.html").exists()
+    assert not evaluate.evaluate(config, copied)
 
 
 def test_empty_workdirs_are_refused(tmp_path):

@@ -10,7 +10,7 @@ from guided_distill.data.registry import open_dataset
 from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.distill.rounds import step_factors
 from guided_distill.errors import UserError
-from guided_distill.jobs.common import check_image_path
+from guided_distill.jobs.common import image_path
 from guided_distill.run import settings
 from guided_distill.run.stages import plan_stages, select_stages
 
@@ -269,4 +269,4 @@ def test_buckets_are_refused_wherever_a_path_is_asked_for(key):
     with pytest.raises(UserError, match="`workdir` s3://bucket is no folder of this machine"):
         settings.read_config("s3://bucket")
     with pytest.raises(UserError, match="`out` gs://b/x.png is no folder of this machine"):
-        check_image_path("gs://b/x.png")
+        image_path("gs://b/x.png")

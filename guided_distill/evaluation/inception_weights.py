@@ -12,7 +12,7 @@ import numpy as np
 from guided_distill.errors import UserError
 from guided_distill.evaluation.inception import InceptionV3
 from guided_distill.evaluation.pytorch_weights import read_state_dict
-from guided_distill.system.files import local_path, tree_sha256
+from guided_distill.system.files import local_path, output_path, tree_sha256
 
 FILE_NAME = "pt_inception-2015-12-05-6726825d.pth"
 WHERE = (
@@ -35,7 +35,7 @@ def convert_inception(source, out):
     Raises:
       UserError: where `source` is not the weights of this network.
     """
-    source, out = local_path(source, "`weights`"), local_path(out, "`out`")
+    source, out = local_path(source, "`weights`"), output_path(out)
     if out.suffix != ".npz":
         raise UserError(f"`out` must end in .npz, got {out}")
     params = fold_batch_norm(read_state_dict(source), source)

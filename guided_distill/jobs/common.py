@@ -1,5 +1,7 @@
 """What several jobs begin with: the data set, its classifier, features, reference, generators."""
 
+import pathlib
+
 from PIL import Image
 
 from guided_distill.data.registry import open_dataset
@@ -15,7 +17,7 @@ from guided_distill.run import settings
 from guided_distill.sampling.generator import Generators
 from guided_distill.sampling.sampler import check_seed
 from guided_distill.system import sharding
-from guided_distill.system.files import local_path
+from guided_distill.system.files import output_path
 from guided_distill.system.processes import check_same, from_first, several
 from guided_distill.system.progress import to_stderr
 
@@ -76,12 +78,13 @@ def find_reference(config, workdir, source, extractor):
     return reference
 
 
-def check_image_path(out, *also):
-    """Refuses an output path that is neither an image's nor of the suffixes `also`."""
-    suffix = local_path(out, "`out`").suffix.lower()
+def image_path(out, *also):
+    """An `output_path` for an image, or for a file of the suffixes `also`."""
+    suffix = pathlib.Path(out).suffix.lower()
     if suffix not in also and suffix not in Image.registered_extensions():
         suffixes = " or ".join([*also, "an image's suffix, such as .png"])
         raise UserError(f"`out` must have the suffix {suffixes}, got {out!r}")
+    return output_path(out)
 
 
 def check_counts(request, *names):

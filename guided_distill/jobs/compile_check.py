@@ -15,7 +15,7 @@ from guided_distill.report.tables import align
 from guided_distill.run import settings
 from guided_distill.run.programs import StagePrograms
 from guided_distill.run.stages import plan_stages, select_stages
-from guided_distill.system.files import write_json
+from guided_distill.system.files import output_path, write_json
 from guided_distill.system.progress import to_stderr, to_stdout
 from guided_distill.system.sharding import make_mesh
 from guided_distill.training.memory import GIB, check_fits, device_memory
@@ -56,6 +56,7 @@ def run(request):
     if image_shape and len(image_shape) != 3:
         raise UserError(f"`image_shape` takes height, width, channels, got {image_shape}")
     settings.prepare_config(config)
+    out = output_path(request.out) if request.out else None
     devices = find_devices(request.topology)
     settings.check_devices(config, len(devices))
     if not image_shape or num_classes is None:
@@ -75,8 +76,8 @@ def run(request):
         "mesh": dict(mesh.shape),
         "updates": rows,
     }
-    if request.out:
-        write_json(request.out, found)
+    if out:
+        write_json(out, found)
     to_stdout(describe(found))
     return 1 if any(row["error"] for row in rows) else 0
 

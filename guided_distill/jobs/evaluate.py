@@ -34,6 +34,7 @@ from guided_distill.report.run_report import fewest_calls, terminal_summary, wri
 from guided_distill.run import settings
 from guided_distill.run.checks import check_data
 from guided_distill.system.files import local_path, read_json
+from guided_distill.system.processes import from_first
 from guided_distill.system.progress import to_stderr, to_stdout
 from guided_distill.system.workdir import find_stages, own_workdir, params_hashes
 from guided_distill.training.metric_writer import make_metric_writer
@@ -76,7 +77,8 @@ def evaluate(config, workdir, generators=None, dataset=None):
     stages = find_stages(workdir)
     check_evaluation(config, workdir, stages)
     done = read_results(workdir, stages)
-    if done and done["provenance"]["evaluation"] == settings.to_plain(config)["evaluation"]:
+    same = done and done["provenance"]["evaluation"] == settings.to_plain(config)["evaluation"]
+    if same and from_first((workdir / "report" / "index.html").exists):
         return False
 
     generators = generators or make_generators(config)

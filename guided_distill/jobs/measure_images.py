@@ -13,7 +13,7 @@ from guided_distill.jobs.common import (
     open_data,
 )
 from guided_distill.report.tables import align
-from guided_distill.system.files import local_path, write_json
+from guided_distill.system.files import output_path, write_json
 from guided_distill.system.progress import to_stderr, to_stdout
 
 
@@ -27,6 +27,7 @@ def measure_images(config, workdir, paths, *, skip_broken=False, out=""):
       skip_broken: leave out files that cannot be used, and say which.
       out: JSON to write; '' writes none.
     """
+    out = output_path(out) if out else None
     dataset = open_data(config)
     images, notices = read_images(paths, dataset.image_shape, skip_broken=skip_broken)
     for notice in notices:
@@ -43,6 +44,6 @@ def measure_images(config, workdir, paths, *, skip_broken=False, out=""):
     unlabelled = ("accuracy", "rmse_to_teacher", "rmse_to_step_one")
     row = {key: value for key, value in measurement.result().items() if key not in unlabelled}
     if out:
-        write_json(local_path(out, "`out`"), row | {"reference": reference.provenance})
+        write_json(out, row | {"reference": reference.provenance})
     numbers = [[key, f"{v:.4f}" if isinstance(v, float) else str(v)] for key, v in row.items()]
     to_stdout(align([["metric", "value"], *numbers]))

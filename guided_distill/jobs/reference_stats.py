@@ -6,7 +6,7 @@ from typing import Any
 from guided_distill.evaluation.reference import compute_reference, save_reference
 from guided_distill.jobs.common import choose_extractor, load_classifier, open_data
 from guided_distill.run import settings
-from guided_distill.system.files import local_path
+from guided_distill.system.files import local_path, output_path
 from guided_distill.system.progress import to_stderr
 
 
@@ -23,11 +23,12 @@ def run(request):
     """Computes the statistics and writes them."""
     config, workdir = request.config, local_path(request.workdir, "`workdir`")
     settings.prepare_config(config)
+    out = output_path(request.out) if request.out else None
     dataset = open_data(config)
     classifier = None
     if not config.evaluation.inception:
         classifier = load_classifier(config, workdir, dataset)
     extractor = choose_extractor(config, classifier)
-    path = local_path(request.out or workdir / "reference" / f"{extractor.name}.npz", "`out`")
+    path = out or workdir / "reference" / f"{extractor.name}.npz"
     save_reference(path, compute_reference(dataset.train, extractor))
     to_stderr(f"statistics of {len(dataset.train):,} images on {extractor.name}: {path}")

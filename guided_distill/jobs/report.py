@@ -33,7 +33,9 @@ class Request:
 
 def run(request):
     """Writes the paper's report of the workdirs into the first of them."""
-    write_paper([local_path(path, "`workdir`") for path in request.workdir.split(",") if path])
+    whole = local_path(request.workdir, "`workdir`")
+    texts = [whole] if whole.is_dir() else request.workdir.split(",")  # A name may have commas.
+    write_paper([local_path(text, "`workdir`") for text in texts if text])
 
 
 def write_paper(workdirs):

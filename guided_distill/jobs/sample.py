@@ -7,10 +7,9 @@ import numpy as np
 
 from guided_distill.data.pixels import to_uint8
 from guided_distill.errors import UserError
-from guided_distill.jobs.common import check_counts, check_image_path
+from guided_distill.jobs.common import check_counts, image_path
 from guided_distill.report.grids import save_grid
 from guided_distill.sampling.sampler import Sampler, read_labels
-from guided_distill.system.files import local_path
 from guided_distill.system.processes import first_only
 from guided_distill.system.progress import to_stderr
 
@@ -40,7 +39,7 @@ def run(request):
     """Draws samples from a finished stage into an image or an `.npz`."""
     if not request.out:
         raise UserError("`out` is missing: name a file, such as grid.png or samples.npz")
-    check_image_path(request.out, ARRAYS)
+    out = image_path(request.out, ARRAYS)
     check_counts(request, "num_steps", "batch_size", *(["n"] if request.n is not None else []))
     weights = request.w
     n = request.n or -(-DEFAULT_N // len(weights)) * len(weights)
@@ -65,7 +64,7 @@ def run(request):
     sample_labels = np.asarray(labels, np.int32)[indices % len(labels)]
     sample_w = np.asarray(weights)[rows // per_weight]
     x = sampler.draw(sample_labels, sample_w, request.seed, indices)
-    write_samples(local_path(request.out, "`out`"), x, sample_labels, sample_w)
+    write_samples(out, x, sample_labels, sample_w)
     to_stderr(
         f"{n} samples in {request.num_steps} steps of the {sampler.name} sampler: {request.out}"
     )

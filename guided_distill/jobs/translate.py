@@ -17,7 +17,7 @@ from guided_distill.evaluation.style_transfer import (
 )
 from guided_distill.jobs.common import (
     check_counts,
-    check_image_path,
+    image_path,
     load_classifier,
     open_data,
 )
@@ -53,8 +53,7 @@ def run(request):
     """Encodes images with the source label, decodes with the target label, beside guided DDIM."""
     config, workdir = request.config, local_path(request.workdir, "`workdir`")
     settings.prepare_config(config)
-    if request.out:
-        check_image_path(request.out)
+    out = image_path(request.out) if request.out else None
     check_counts(request, "batch_size", "n", *(["num_steps"] if request.num_steps else []))
     stages = find_stages(workdir)
     num_steps = choose_num_steps(workdir, stages, request.num_steps)
@@ -74,7 +73,7 @@ def run(request):
         classifier=load_classifier(config, workdir, dataset),
     )
     name = f"{source_label}_to_{target_label}"
-    figure = local_path(request.out or workdir / "translate" / f"{name}.png", "`out`")
+    figure = out or workdir / "translate" / f"{name}.png"
     title = f"{source_label} to {target_label}, encoded at w = {request.encoder_w:g}"
     save_strips(figure, translation_blocks(images, translated), title)
     write_json(figure.with_suffix(".json"), {"params_sha256": params_hashes(stages), "rows": rows})

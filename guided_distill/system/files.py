@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import tempfile
 
 import flax
 import jax
@@ -34,6 +35,27 @@ def local_path(path, what):
     if "://" in str(path):
         raise UserError(f"{what} {path} is no folder of this machine: mount the bucket, name that")
     return pathlib.Path(path).expanduser()
+
+
+def output_path(path, what="`out`"):
+    """A `local_path` that something will be written to; its folder is made and tried now.
+
+    Raises:
+      UserError: where nothing can be written there, before anything is computed for it.
+    """
+    path = local_path(path, what)
+
+    def try_folder():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+            if path.is_dir():
+                raise IsADirectoryError(0, "it is a folder")
+        except OSError as error:
+            raise UserError(f"{what} {path} cannot be written: {error.strerror}") from error
+
+    first_only(try_folder)()
+    return path
 
 
 def tree_sha256(tree):
