@@ -96,6 +96,13 @@ def test_statistics_that_do_not_fit_are_refused(source, tmp_path):
     np.savez(path, mu=np.full(6, np.nan), sigma=np.eye(6))
     with pytest.raises(UserError, match="not finite"):
         load_reference(path, source, extractor())
+    for sigma, what in (
+        (np.eye(6) + np.eye(6, k=1), "sigma is not symmetric"),
+        (np.eye(6) - 2.0 * np.eye(6, k=5) - 2.0 * np.eye(6, k=-5), "has a negative eigenvalue"),
+    ):
+        np.savez(path, mu=np.zeros(6), sigma=sigma)
+        with pytest.raises(UserError, match=what):
+            load_reference(path, source, extractor())
     save_reference(path, compute_reference(source, extractor()))
     with pytest.raises(UserError, match="made with another features: pixels there, other here"):
         load_reference(path, source, extractor("other"))

@@ -83,14 +83,22 @@ def test_html_fits_a_phone_and_a_wide_screen(page, tmp_path, width):
 
 
 def test_only_50000_samples_on_inception_features_are_called_fid_50k():
-    inception = {"features": "inception-2015-12-05-abc", "reference": {"n": 1500}}
+    stages = {"step_two/deterministic/0004": {"settings": {"step_two": {"clip_teacher": False}}}}
+    inception = {"features": "inception-2015-12-05-abc", "reference": {"n": 1500}, "stages": stages}
     assert distance_name(inception, 50_000) == "FID-50k"
     assert distance_name(inception, 5_000) == "FID of 5,000 samples"
     assert "A small n biases every value upwards" in distance_words(inception, 5_000)
     assert "biases" not in distance_words(inception, 50_000)
-    own = {"features": "digits-classifier-abc", "reference": {"file": "stats.npz"}}
+    stages = {"step_two/deterministic/0004": {"settings": {"step_two": {"clip_teacher": True}}}}
+    own = {
+        "features": "digits-classifier-abc", "reference": {"file": "stats.npz"}, "stages": stages,
+    }  # fmt: skip
     assert distance_name(own, 50_000) == "Fréchet distance"
     assert "not Inception's" in distance_words(own, 500) and "stats.npz" in distance_words(own, 500)
+    assert "clipped to [-1, 1] in the targets of step_two/deterministic/0004" in (
+        distance_words(own, 500)
+    )
+    assert "clipped" not in distance_words(inception, 500)
 
 
 def test_tables_show_deviations_and_mark_the_best_on_the_right_side():

@@ -126,6 +126,19 @@ def test_references_are_compared_with_and_students_with_step_one(tmp_path):
     assert by_model["student", 1, 1.0]["rmse_to_step_one"] > 0.1
 
 
+def test_rows_stand_by_what_the_reference_holds_not_by_where_it_lies(tmp_path):
+    rows_of(tmp_path, FakeGenerator())
+    for other, drawn in (
+        (dataclasses.replace(REFERENCE, provenance={"file": "moved.npz"}), False),
+        (dataclasses.replace(REFERENCE, mean=np.full(3, 2.5)), True),
+    ):
+        generator = FakeGenerator()
+        compared = evaluation(tmp_path)
+        compared.reference = other
+        compared.run(contenders(generator), [0.0, 1.0])
+        assert bool(generator.drawn) is drawn
+
+
 def test_a_row_of_another_ancestral_mix_is_measured_anew(tmp_path):
     def rows(mix):
         generator = FakeGenerator()

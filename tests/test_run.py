@@ -471,6 +471,16 @@ def test_reference_statistics_are_a_job_of_their_own(copied, tmp_path):
     evaluate.evaluate(config, copied)
     results = json.loads((copied / "report" / "results.json").read_text())
     assert results["provenance"]["reference"]["file"] == "digits.npz"
+    stage = results["provenance"]["stages"]["step_two/deterministic/0001"]
+    assert stage["settings"]["step_two"]["clip_teacher"] is False and stage["seed"] == 0
+    assert not evaluate.evaluate(config, copied)
+    with np.load(tmp_path / "digits.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez(tmp_path / "digits.npz", **(arrays | {"mu": arrays["mu"] + 10.0}))
+    assert evaluate.evaluate(config, copied)  # The same name, other contents.
+    moved = json.loads((copied / "report" / "results.json").read_text())
+    for row, before in zip(moved["rows"], results["rows"], strict=True):
+        assert row["fid"] > before["fid"] + 100.0
     config.evaluation.reference_stats = str(tmp_path / "nowhere.npz")
     with pytest.raises(UserError, match="nowhere.npz is missing: the job reference_stats makes it"):
         evaluate.evaluate(config, copied)

@@ -127,7 +127,7 @@ class Comparison:
             "model": contender.model,
             "features": self.extractor.name,
             "classifier": self.classifier.name,
-            "reference": self.reference.provenance,
+            "reference": self.reference.sha256,
         }
         return pathlib.Path(self.folder, "rows", f"{key_of(identity)}.json")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 
@@ -13,6 +14,7 @@ from guided_distill.system.processes import first_only
 from guided_distill.system.progress import Progress
 
 IMAGES_AT_ONCE = 1_000
+SLACK = 1e-5  # of the largest entry of a covariance, for what other tools rounded
 FEATURES_KEPT = 10_000  # for what needs features themselves: kernel distance, precision, recall
 
 
@@ -32,6 +34,15 @@ class ReferenceStats:
     covariance: np.ndarray
     features: np.ndarray | None
     provenance: dict
+
+    @functools.cached_property
+    def sha256(self):
+        """Digest of the statistics themselves, wherever they come from."""
+        digest = hashlib.sha256()
+        for array in (self.mean, self.covariance, self.features):
+            if array is not None:
+                digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+        return digest.hexdigest()
 
     @functools.cached_property
     def radii(self):
@@ -107,6 +118,11 @@ def load_reference(path, source, extractor):
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"{path} holds values that are not finite")
+    largest = np.abs(covariance).max()
+    if not np.allclose(covariance, covariance.T, rtol=0.0, atol=SLACK * largest):
+        raise UserError(f"{path}: sigma is not symmetric, so it is no covariance")
+    if np.linalg.eigvalsh(covariance).min() < -SLACK * largest:
+        raise UserError(f"{path}: sigma has a negative eigenvalue, so it is no covariance")
     here = {
         "data_sha256": source.sha256,
         "features": extractor.name,

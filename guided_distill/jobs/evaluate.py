@@ -39,7 +39,7 @@ from guided_distill.system.progress import to_stderr, to_stdout
 from guided_distill.system.workdir import find_stages, own_workdir, params_hashes
 from guided_distill.training.metric_writer import make_metric_writer
 
-RESULTS_FORMAT = 2  # of results.json; another one is measured anew
+RESULTS_FORMAT = 3  # of results.json; another one is measured anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,8 @@ def evaluate(config, workdir, generators=None, dataset=None):
     stages = find_stages(workdir)
     check_evaluation(config, workdir, stages)
     done = read_results(workdir, stages)
-    same = done and done["provenance"]["evaluation"] == settings.to_plain(config)["evaluation"]
+    asked = settings.to_plain(config)["evaluation"], settings.file_digests(config)
+    same = done and (done["provenance"]["evaluation"], done["provenance"]["files"]) == asked
     if same and from_first((workdir / "report" / "index.html").exists):
         return False
 
@@ -196,7 +197,8 @@ def describe(config, stages, extractor, classifier, reference, test_source):
         "params_sha256": params_hashes(stages),
         "data": test_source.name,
         "features": extractor.name,
-        "reference": reference.provenance,
+        "reference": reference.provenance | {"sha256": reference.sha256},
+        "files": settings.file_digests(config),
         "test_size": len(test_source),
         "classifier": classifier.name,
         "classifier_accuracy": classifier.accuracy,
@@ -209,6 +211,9 @@ def describe(config, stages, extractor, classifier, reference, test_source):
 
 
 def stage_summary(record):
-    """What a report says of how a stage was trained."""
-    keys = ("algorithm", "num_steps", "factor", "updates", "seconds")
-    return {key: record[key] for key in keys} | {"evaluations": network_evaluations(record)}
+    """What a report says of how a stage was trained, with every setting that its params hang on."""
+    keys = ("algorithm", "num_steps", "factor", "updates", "seconds", "seed")
+    return {key: record[key] for key in keys} | {
+        "evaluations": network_evaluations(record),
+        "settings": record["config"],
+    }

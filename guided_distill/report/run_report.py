@@ -140,7 +140,22 @@ def distance_words(provenance, n):
         )
     if n < 50_000:
         on += " A small n biases every value upwards."
-    return on
+    return on + clip_words(provenance)
+
+
+def clip_words(provenance):
+    """Which students learnt from a clipped teacher, as the paper's do not; '' for none."""
+    clipped = [
+        name
+        for name, stage in provenance["stages"].items()
+        if stage["settings"].get("step_two", {}).get("clip_teacher")
+    ]
+    if not clipped:
+        return ""
+    return (
+        " The teacher's predictions are clipped to [-1, 1] in the targets of "
+        f"{', '.join(clipped)}; the paper's targets are not clipped."
+    )
 
 
 def render_markdown(results, *, with_nearest):

@@ -1,5 +1,6 @@
 """What a config may say. Everything is checked here, before any compute is spent."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -33,6 +34,7 @@ from guided_distill.run.rules import (
     sequence,
 )
 from guided_distill.system.files import local_path, read_json
+from guided_distill.system.processes import from_first
 from guided_distill.training.optimizer import LEARNING_RATE_DECAYS
 
 BASELINES = ("ddim", "ancestral")
@@ -166,6 +168,21 @@ def prepare_config(config):
         beside_data = key == "labels" and (pathlib.Path(config.data.path) / path).is_file()
         if path and not beside_data:
             config[section][key] = os.path.abspath(local_path(path, f"{section}.{key}"))
+
+
+def file_digests(config):
+    """`{key: sha256}` of the files that an evaluation's keys name: their contents may change."""
+
+    def read():
+        named = {key: config.evaluation[key] for key in ("inception", "reference_stats")}
+        files = {key: pathlib.Path(path) for key, path in named.items() if path}
+        return {
+            key: hashlib.sha256(path.read_bytes()).hexdigest()
+            for key, path in files.items()
+            if path.is_file()
+        }
+
+    return from_first(read)
 
 
 def check_config(config):
