@@ -203,7 +203,7 @@ def test_processes_that_differ_are_refused(start_two, tmp_path):
     )
     assert codes == [1, 1]
     assert "error: process 1 differs from process 0 in" in logs[0]
-    assert "step_one.learning_rate" in logs[0] and "--stage: '' there, 'teacher' here" in logs[0]
+    assert "step_one.learning_rate" in logs[0] and "--stage: None there, 'teacher' here" in logs[0]
     assert not (tmp_path / "teacher").exists()
 
 
