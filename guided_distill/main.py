@@ -73,8 +73,8 @@ flags.DEFINE_enum(
     "sample: the sampler; default: the one that the model was made for.",
 )
 flags.DEFINE_boolean("force", None, "sample: take --sampler though the model was not made for it.")
-flags.DEFINE_integer("source_label", None, "translate: class of the pictures.")
-flags.DEFINE_integer("target_label", None, "translate: class to make of them.")
+flags.DEFINE_string("source_label", None, "translate: class of the images, a number or a name.")
+flags.DEFINE_string("target_label", None, "translate: class to make of them, a number or a name.")
 flags.DEFINE_float("encoder_w", None, "translate: guidance weight of the encoder (default 0).")
 flags.DEFINE_list(
     "images",

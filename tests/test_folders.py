@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -293,3 +294,78 @@ def test_npz_with_code_in_it_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.array([{"a": 1}], dtype=object))
     with pytest.raises(UserError, match="no readable .npz"):
         open_dataset(data_settings("npz", path=str(tmp_path / "x.npz")))
+
+
+def classes_of(folder):
+    return open_dataset(settings_of(folder)).class_names
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "training"])
+@pytest.mark.parametrize("test", ["test", "VAL", "valid", "dev"])
+def test_splits_are_known_in_other_spellings(folder, tmp_path, capsys, train, test):
+    for split in (train, test):
+        shutil.copytree(folder, tmp_path / "splits" / split)
+    assert classes_of(tmp_path / "splits") == ("ant", "bee", "cat")
+    assert f"{train} is learnt, {test} is held out" in capsys.readouterr().err
+
+
+def test_of_two_held_out_folders_one_is_read_and_the_other_named(folder, tmp_path, capsys):
+    for split in ("train", "val", "test"):
+        shutil.copytree(folder, tmp_path / "splits" / split)
+    assert classes_of(tmp_path / "splits") == ("ant", "bee", "cat")
+    assert "train is learnt, test is held out; not read: val" in capsys.readouterr().err
+
+
+def test_train_alone_holds_the_classes_and_among_classes_it_is_one(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "one" / "train")
+    assert classes_of(tmp_path / "one") == ("ant", "bee", "cat")
+    shutil.copytree(folder / "ant", folder / "train")
+    assert classes_of(folder) == ("ant", "bee", "cat", "train")
+    shutil.copytree(folder / "ant", folder / "test")
+    with pytest.raises(UserError, match=r"holds splits \(train, test\) and ant, bee, cat beside"):
+        classes_of(folder)
+
+
+def test_hidden_and_linked_folders_and_links_upwards(folder, capsys):
+    for name in (".cache", "@eaDir"):
+        write_images(folder / "ant" / name, 2)
+    write_images(folder.parent / "elsewhere", 2)
+    (folder / "bee" / "more").symlink_to(folder.parent / "elsewhere")
+    dataset = open_dataset(settings_of(folder))
+    assert len(dataset.train) + len(dataset.test) == 20
+    assert "1 linked folders are not read, such as" in capsys.readouterr().err
+    (folder / "self").symlink_to(".")
+    with pytest.raises(UserError, match="self is a link to a folder that holds it"):
+        classes_of(folder)
+
+
+def write_table(folder, rows, columns="file,label,split"):
+    (folder / "labels.csv").write_text(columns + "\n" + "\n".join(rows))
+    return open_dataset(settings_of(folder, labels="labels.csv"))
+
+
+def test_a_tables_splits_are_kept_and_decimal_labels_are_integers(folder):
+    rows = [f"cat/{k}.png,{k % 2}.0,{'train' if k < 7 else 'Valid'}" for k in range(10)]
+    dataset = write_table(folder, rows)
+    assert (len(dataset.train), len(dataset.test)) == (7, 3)
+    assert dataset.class_names == ("0", "1")
+    with pytest.raises(UserError, match="row 11 is of split extra, which is none of train, "):
+        write_table(folder, [*rows, "ant/0.png,1,extra"])
+    with pytest.raises(UserError, match="rows with a split and rows without"):
+        write_table(folder, [*rows, "ant/0.png,1,"])
+
+
+@pytest.mark.parametrize("file", ["../outside.png", "/etc/passwd", "ant/../../x.png"])
+def test_tables_do_not_lead_out_of_their_folder(folder, file):
+    with pytest.raises(UserError, match="row 1 names .* which lies outside of"):
+        write_table(folder, [f"{file},0"], "file,label")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("photo.jpg", "MPO"), ("pages.tiff", "TIFF")])
+def test_photos_with_previews_and_pages_are_stills(folder, name, kind):
+    first, second = (Image.fromarray(RNG.integers(0, 256, (9, 9, 3), np.uint8)) for _ in range(2))
+    first.save(folder / "ant" / name, format=kind, save_all=True, append_images=[second])
+    with Image.open(folder / "ant" / name) as stored:
+        assert stored.n_frames == 2
+    dataset = open_dataset(settings_of(folder))
+    assert len(dataset.train) + len(dataset.test) == 21

@@ -26,6 +26,7 @@ from guided_distill.jobs.train import train
 from guided_distill.run import settings
 from guided_distill.run.settings import read_config
 from guided_distill.run.stages import plan_stages
+from guided_distill.sampling.sampler import read_labels
 from guided_distill.system import workdir as workdir_module
 from guided_distill.system.files import save_params
 from guided_distill.system.workdir import FinishedStage, StageFolder
@@ -276,6 +277,15 @@ def test_a_range_that_ends_at_an_odd_weight_holds_its_own_end(finished):
         assert sampler([3], w=w).shape == (1, 8, 8, 1)
         with pytest.raises(UserError, match="trained range"):
             sampler([3], w=w + 1e-6)
+
+
+def test_where_names_are_numbers_a_number_is_a_name():
+    numbered = {"class_names": ["1", "2", "10"]}
+    assert read_labels([1, "2", 10], numbered) == read_labels(["1", 2, "10"], numbered) == [0, 1, 2]
+    with pytest.raises(UserError, match="label 0 is none of the classes 1, 2, 10"):
+        read_labels([0], numbered)
+    assert read_labels([1, "cat"], {"class_names": ["ant", "bee", "cat"]}) == [1, 2]
+    assert read_labels([1, "7"], {"class_names": []}) == [1, 7]
 
 
 @pytest.mark.parametrize(

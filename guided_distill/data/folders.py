@@ -23,7 +23,12 @@ from guided_distill.system.progress import to_stderr
 
 FILE_COLUMNS = ("file", "file_name", "filename", "path", "image")
 LABEL_COLUMNS = ("label", "class")
-TEST_FOLDERS = ("test", "val", "validation")
+SPLIT_COLUMNS = ("split", "subset")
+SPLIT_NAMES = {  # as folders and tables spell them, in any case; those that come first are taken
+    "train": ("train", "training"),
+    "test": ("test", "testing", "val", "valid", "validation", "dev", "eval"),
+}
+HIDDEN = (".", "@", "__MACOSX")  # how names begin that systems and storage devices leave behind
 
 
 def open_folder(settings):
@@ -41,7 +46,7 @@ def open_folder(settings):
     if not settings.image_size:
         raise UserError("data.name=folder needs data.image_size, such as 32 or 64 (pixels)")
     name = printable(folder.resolve().name)
-    splits = {"all": read_table(folder, settings.labels)} if settings.labels else scan(folder)
+    splits = read_table(folder, settings.labels) if settings.labels else scan(folder)
     class_names = number_classes(splits, numbers_are_labels=bool(settings.labels), name=name)
     splits = {
         split: ([file for file, _ in entries], _labels_of(entries, class_names, name))
@@ -105,20 +110,35 @@ def scan(folder):
     """`{"all": entries}` or `{"train": entries, "test": entries}`; entries are (file, class name).
 
     Raises:
-      UserError: naming an empty class.
+      UserError: naming an empty class, or what may be splits and may be classes.
     """
-    subfolders = _subfolders(folder)
-    names = {path.name for path in subfolders}
-    test_folders = [name for name in TEST_FOLDERS if name in names]
-    if "train" in names and len(test_folders) == 1 and len(names) == 2:
-        return {"train": _classes(folder / "train"), "test": _classes(folder / test_folders[0])}
-    return {"all": _classes(folder)}
+    subfolders = {path.name: path for path in _subfolders(folder)}
+    splits = {
+        split: [name for spelling in spellings for name in subfolders if name.lower() == spelling]
+        for split, spellings in SPLIT_NAMES.items()
+    }
+    classes = [name for name in subfolders if name not in sum(splits.values(), [])]
+    if not splits["train"] or (classes and not splits["test"]):
+        return {"all": _classes(folder)}  # "train" may be a class among others.
+    if classes or len(splits["train"]) > 1:
+        raise UserError(
+            f"{printable(folder)} holds splits ({', '.join(splits['train'] + splits['test'])}) and "
+            f"{', '.join(classes) or 'no more'} beside them: move "
+            "one away, or name a folder within by data.path"
+        )
+    train, test = subfolders[splits["train"][0]], splits["test"]
+    if not test:
+        to_stderr(f"{printable(folder)}: {train.name} is read; a share of it is held out")
+        return {"all": _classes(train)}
+    others = f"; not read: {', '.join(test[1:])}" if test[1:] else ""
+    to_stderr(f"{printable(folder)}: {train.name} is learnt, {test[0]} is held out{others}")
+    return {"train": _classes(train), "test": _classes(subfolders[test[0]])}
 
 
 def _classes(folder):
     """(file, class name) of every picture below `folder`, in order of name."""
     subfolders = _subfolders(folder)
-    entries, others = [], [p for p in folder.iterdir() if p.is_file() and _is_shown(p)]
+    entries, others = [], [p for p in _entries(folder) if p.is_file() and _is_shown(p)]
     for path in subfolders:
         files, no_images = _image_files(path)
         others += no_images
@@ -146,25 +166,57 @@ def _classes(folder):
 
 
 def _subfolders(folder):
-    return sorted(p for p in folder.iterdir() if p.is_dir() and _is_shown(p))
+    return sorted(p for p in _entries(folder) if p.is_dir() and _is_shown(p))
+
+
+def _entries(folder):
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{printable(folder)} cannot be read: {error.strerror}") from error
+    for path in entries:
+        if path.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"{printable(path)} is a link to a folder that holds it: remove it")
+    return entries
 
 
 def _image_files(folder):
-    """(pictures, other files) below a folder, by suffix, in order of name; hidden ones left out."""
-    files = sorted(
-        pathlib.Path(where, file) for where, _, names in os.walk(folder) for file in names
-    )
-    files = list(filter(_is_shown, files))
+    """(images, other files) below a folder, by suffix, in order of name.
+
+    Hidden folders and files are left out, linked folders below the class folder with a word.
+
+    Raises:
+      UserError: naming a folder that cannot be read.
+    """
+    files, linked = [], []
+
+    def refuse(error):
+        raise UserError(f"{printable(error.filename)} cannot be read: {error.strerror}")
+
+    for where, folders, names in os.walk(folder, onerror=refuse):
+        paths = [pathlib.Path(where, name) for name in folders if _is_shown(pathlib.Path(name))]
+        linked += [path for path in paths if path.is_symlink()]
+        folders[:] = [path.name for path in paths if not path.is_symlink()]
+        files += [pathlib.Path(where, name) for name in names]
+    if linked:
+        to_stderr(
+            f"{printable(folder)}: {len(linked)} linked folders are not read, such as "
+            f"{printable(min(linked))}"
+        )
+    files = sorted(filter(_is_shown, files))
     images = [file for file in files if file.suffix.lower() in SUFFIXES]
     return images, [file for file in files if file.suffix.lower() not in SUFFIXES]
 
 
 def _is_shown(path):
-    return not path.name.startswith(".")
+    return not path.name.startswith(HIDDEN)
 
 
 def read_table(folder, table):
-    """Entries of a CSV or JSONL file with a column of files (in `folder`) and one of labels."""
+    """As `scan`, of a CSV or JSONL file with a column of files (in `folder`) and one of labels.
+
+    A column `split` sorts them into what is learnt and what is held out.
+    """
     path = pathlib.Path(table).expanduser()
     if not path.is_absolute() and (folder / path).exists():
         path = folder / path
@@ -176,7 +228,7 @@ def read_table(folder, table):
                 rows = list(csv.DictReader(opened))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"data.labels {table!r} cannot be read: {error}") from error
-    entries, seen = [], set()
+    splits, seen = {}, set()
     for number, row in enumerate(rows, start=1):
         file, label = (_column(row, names) for names in (FILE_COLUMNS, LABEL_COLUMNS))
         if file is None or label is None:
@@ -187,13 +239,31 @@ def read_table(folder, table):
             )
         if file in seen:
             raise UserError(f"{path}: row {number} names {file} again")
+        if os.path.isabs(file) or os.path.normpath(file).startswith(".."):
+            raise UserError(f"{path}: row {number} names {file}, which lies outside of {folder}")
         if not (folder / file).is_file():
             raise UserError(f"{path}: row {number} names {file}, which is not in {folder}")
         seen.add(file)
-        entries.append((folder / file, label))
-    if not entries:
+        splits.setdefault(_split_of(row, path, number), []).append((folder / file, label))
+    if not splits:
         raise UserError(f"{path} names no picture")
-    return entries
+    if "all" in splits and len(splits) > 1:
+        raise UserError(f"{path} has rows with a split and rows without one")
+    if set(splits) in ({"train"}, {"test"}):
+        splits = {"all": sum(splits.values(), [])}
+    return splits
+
+
+def _split_of(row, path, number):
+    """The split that a row names; "all" where it names none."""
+    name = _column(row, SPLIT_COLUMNS)
+    if name is None:
+        return "all"
+    for split, spellings in SPLIT_NAMES.items():
+        if name.lower() in spellings:
+            return split
+    known = ", ".join(sum(SPLIT_NAMES.values(), ()))
+    raise UserError(f"{path}: row {number} is of split {name}, which is none of {known}")
 
 
 def _column(row, names):
@@ -201,7 +271,7 @@ def _column(row, names):
     values = [
         row[name] for name in names if isinstance(row, dict) and row.get(name) not in (None, "")
     ]
-    return str(values[0]).strip() if values else None
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(values[0]).strip()) if values else None
 
 
 def number_classes(splits, *, numbers_are_labels, name):

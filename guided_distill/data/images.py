@@ -8,6 +8,7 @@ from guided_distill.errors import UserError
 from guided_distill.system.files import local_path
 
 MODE_OF_CHANNELS = {1: "L", 3: "RGB"}
+STILLS = ("MPO", "TIFF")  # whose further frames are previews, depths or pages: the first is taken
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
@@ -37,7 +38,7 @@ def decode_image(file, channels, *, follow_exif=True):
     try:
         with Image.open(file) as opened:
             frames = getattr(opened, "n_frames", 1)
-            if frames > 1:
+            if frames > 1 and opened.format not in STILLS:
                 raise BrokenImageError(f"animated: {frames} frames instead of one picture")
             opened.load()
             pil_image = ImageOps.exif_transpose(opened) if follow_exif else opened.copy()

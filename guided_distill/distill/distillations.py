@@ -11,6 +11,7 @@ from guided_distill.distill import algorithms
 from guided_distill.errors import UserError
 
 SAMPLERS = ("ddim", "stochastic", "ancestral")
+ENCODE = "encode"  # the run of an encoder, which is no sampler
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,7 +86,7 @@ class Measurement:
         if self.reference.features is not None:
             features = np.concatenate(self._kept)
             row["kid"], row["kid_std"] = kernel_distance(features, self.reference.features)
-            if len(features) > NEIGHBOURS:
+            if min(len(features), len(self.reference.features)) > NEIGHBOURS:
                 row["precision"], row["recall"] = precision_recall(
                     features, self.reference.features, reference_radii=self.reference.radii
                 )

@@ -7,6 +7,7 @@ import numpy as np
 from guided_distill.data.pixels import to_float, to_uint8
 from guided_distill.distill.distillations import (
     DETERMINISTIC,
+    ENCODE,
     ENCODER,
     calls_per_step,
     students_of,
@@ -70,7 +71,7 @@ def make_coder(system, encoder, decoder, generators, *, num_steps, seed):
         return run
 
     calls = num_steps * calls_per_step(encoder.record)
-    return Coder(system, num_steps, calls, make_run(encoder, "encode"), make_run(decoder, "ddim"))
+    return Coder(system, num_steps, calls, make_run(encoder, ENCODE), make_run(decoder, "ddim"))
 
 
 def translate_images(coders, images, source_labels, target_labels, *, encoder_w, weights):

@@ -63,7 +63,7 @@ def run(request):
     indices = rows % per_weight
     sample_labels = np.asarray(labels, np.int32)[indices % len(labels)]
     sample_w = np.asarray(weights)[rows // per_weight]
-    x = sampler.draw(sample_labels, sample_w, request.seed, indices)
+    x = sampler.draw_classes(sample_labels.tolist(), sample_w, request.seed, indices)
     write_samples(out, x, sample_labels, sample_w)
     to_stderr(
         f"{n} samples in {request.num_steps} steps of the {sampler.name} sampler: {request.out}"

@@ -25,6 +25,7 @@ from guided_distill.report.grids import save_strips
 from guided_distill.report.tables import translation_table
 from guided_distill.run import settings
 from guided_distill.sampling.generator import Generators
+from guided_distill.sampling.sampler import read_labels
 from guided_distill.system import sharding
 from guided_distill.system.files import local_path, write_json
 from guided_distill.system.progress import to_stderr, to_stdout
@@ -37,8 +38,8 @@ class Request:
 
     config: Any
     workdir: str
-    source_label: int | None = None
-    target_label: int | None = None
+    source_label: int | str | None = None
+    target_label: int | str | None = None
     encoder_w: float = 0.0
     w: tuple[float, ...] = (1.0,)
     num_steps: int | None = None
@@ -58,10 +59,9 @@ def run(request):
     stages = find_stages(workdir)
     num_steps = choose_num_steps(workdir, stages, request.num_steps)
     record = students_of(stages, ENCODER)[num_steps].record
-    check_request(record, request)
+    source_label, target_label = read_request(record, request)
     dataset = open_data(config)
-    images = choose_images(request, dataset, record["image_shape"])
-    source_label, target_label = request.source_label, request.target_label
+    images = choose_images(request, source_label, dataset, record["image_shape"])
     generators = Generators(sharding.make_mesh(), min(request.batch_size, len(images)))
     rows, translated = measure_translation(
         list_coders(stages, generators, num_steps=num_steps, seed=request.seed),
@@ -72,23 +72,25 @@ def run(request):
         weights=request.w,
         classifier=load_classifier(config, workdir, dataset),
     )
-    name = f"{source_label}_to_{target_label}"
+    name = f"{request.source_label}_to_{request.target_label}"
     figure = out or workdir / "translate" / f"{name}.png"
-    title = f"{source_label} to {target_label}, encoded at w = {request.encoder_w:g}"
+    title = (
+        f"{request.source_label} to {request.target_label}, encoded at w = {request.encoder_w:g}"
+    )
     save_strips(figure, translation_blocks(images, translated), title)
     write_json(figure.with_suffix(".json"), {"params_sha256": params_hashes(stages), "rows": rows})
     to_stdout(translation_table(rows))
     to_stderr(f"{len(images)} images translated: {figure}")
 
 
-def choose_images(request, dataset, image_shape):
+def choose_images(request, source_label, dataset, image_shape):
     """The first n of the request's own images, else of the held-out ones of the source class."""
     if request.images:
         images, notices = read_images(request.images, image_shape)
         for notice in notices:
             to_stderr(notice)
     else:
-        members = np.flatnonzero(dataset.test.labels == request.source_label)
+        members = np.flatnonzero(dataset.test.labels == source_label)
         images, _ = dataset.test.read(members[: request.n])
     if not len(images):
         raise UserError(f"{dataset.name} has no held-out image of class {request.source_label}")
@@ -117,14 +119,17 @@ def choose_num_steps(workdir, stages, num_steps):
     return num_steps or min(both)
 
 
-def check_request(record, request):
-    """Refuses labels and weights that the models were not trained for."""
+def read_request(record, request):
+    """(source label, target label) by their place; refuses what the models were not trained for."""
+    labels = []
     for name in ("source_label", "target_label"):
         label = getattr(request, name)
         if label is None:
-            raise UserError(f"`{name}` is missing: name a class by its number")
-        if not 0 <= label < record["num_classes"]:
+            raise UserError(f"`{name}` is missing: name a class")
+        labels += read_labels([label], record)
+        if not 0 <= labels[-1] < record["num_classes"]:
             raise UserError(f"`{name}` must lie in 0 to {record['num_classes'] - 1}, got {label}")
     check_w(request.encoder_w, record["w_range"], what="`encoder_w`")
     for w in request.w:
         check_w(w, record["w_range"], what="`w`")
+    return labels

@@ -12,12 +12,11 @@ from guided_distill.diffusion.samplers import (
     sample_ddim,
     sample_stochastic,
 )
-from guided_distill.distill.distillations import choose_sampler, is_pair
+from guided_distill.distill.distillations import ENCODE, choose_sampler, is_pair
 from guided_distill.models.build import model_of_record
 from guided_distill.system.sharding import batch_sharding, put, to_host
 
 NOISE_STREAM = 2**31 - 1  # sets the noise drawn on the way apart from the noise at the start
-ENCODE = "encode"
 
 
 class Generators:

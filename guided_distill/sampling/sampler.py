@@ -109,7 +109,10 @@ class Sampler:
         Raises:
           UserError: where a label or a weight is none that the model knows.
         """
-        labels = read_labels(labels, self.record)
+        return self.draw_classes(read_labels(labels, self.record), w, seed, indices)
+
+    def draw_classes(self, labels, w=1.0, seed=0, indices=None):
+        """As `draw`, of classes by their place alone, 0 to num_classes − 1, a list."""
         check_seed(seed)
         w = one_each(w, len(labels), "w")  # Not float32 yet: 0.3 would lie above a range to 0.3.
         check_request(self.record, np.unique(w).tolist(), labels)
@@ -176,20 +179,30 @@ def choose_family(families, stage):
 
 
 def read_labels(labels, record):
-    """Numbers of classes that are given as numbers or, where they have some, as names."""
+    """Numbers of classes that are given as numbers or, where they have some, as names.
+
+    Where all names are numbers, a number is a name.
+    """
     names = record["class_names"]
     if isinstance(labels, str) or np.ndim(labels) != 1:
         raise UserError(f"labels must be a list, such as [3, 5], got {labels!r}")
     numbers = []
     for label in np.asarray(labels).tolist():
-        if isinstance(label, str) and label in names:
-            numbers.append(names.index(label))
-        elif re.fullmatch(r"-?\d+", str(label)):
+        if str(label) in names and (isinstance(label, str) or all(map(is_number, names))):
+            numbers.append(names.index(str(label)))
+        elif all(map(is_number, names)) and names:
+            raise UserError(f"label {label!r} is none of the classes {', '.join(names)}")
+        elif is_number(str(label)):
             numbers.append(int(label))
         else:
             known = f" or names of classes{nearest(label, names)}" if names else ""
             raise UserError(f"labels must be numbers{known}, got {label!r}")
     return numbers
+
+
+def is_number(name):
+    """Whether a class is named by a whole number."""
+    return bool(re.fullmatch(r"-?\d+", name))
 
 
 def one_each(values, n, name):
