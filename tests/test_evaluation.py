@@ -11,6 +11,7 @@ from PIL import Image
 from guided_distill.data.sources import ArraySource
 from guided_distill.diffusion.schedule import cosine_schedule
 from guided_distill.errors import UserError
+from guided_distill.evaluation import classifier
 from guided_distill.evaluation.classifier import load_or_train_classifier
 from guided_distill.evaluation.metrics import (
     Moments,
@@ -129,7 +130,7 @@ def shapes_source():
     return make(0, 200), make(1, 100)
 
 
-def test_classifier_learns_states_its_accuracy_and_is_kept(tmp_path, shapes_source):
+def test_classifier_learns_states_its_accuracy_and_is_kept(tmp_path, shapes_source, monkeypatch):
     train, test = shapes_source
     make = lambda updates=60: load_or_train_classifier(  # noqa: E731
         tmp_path, train, test, num_updates=updates, seed=0
@@ -141,6 +142,9 @@ def test_classifier_learns_states_its_accuracy_and_is_kept(tmp_path, shapes_sour
     assert_allclose(np.exp(log_p).sum(axis=1), 1.0, rtol=1e-5)
     again = make()
     assert again.name == extractor.name
+    _, params = extractor.apply.args
+    moved = jax.tree.map(lambda leaf: leaf + 1.0, params)
+    monkeypatch.setattr(classifier, "train_classifier", lambda *args, **on: moved)
     assert make(updates=1).name != extractor.name
 
 

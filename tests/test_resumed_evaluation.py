@@ -37,6 +37,9 @@ class FakeGenerator:
     def __init__(self):
         self.drawn, self.calls_left = [], None
 
+    def place(self, params):
+        return params
+
     def __call__(self, params, *, cond, w, indices, num_steps, seed):
         if self.calls_left is not None:
             if self.calls_left == 0:

@@ -159,7 +159,7 @@ class Comparison:
     def _warm_up(self, contenders):
         """Compiles every generator, so that no row's speed holds a compilation."""
         for contender in {id(c.generator): c for c in contenders}.values():
-            params = contender.stage.params
+            params = contender.generator.place(contender.stage.params)
             self._draw(dataclasses.replace(contender, num_steps=1), params, 0.0, 0, 1)
 
     def _draw(self, contender, params, w, start, stop):
@@ -178,7 +178,7 @@ class Comparison:
 
     def _measure(self, contender, w, on_batch):
         """Draws and measures one row, batch by batch, and writes it."""
-        params = contender.stage.params
+        params = contender.generator.place(contender.stage.params)
         store = self._store(contender, w)
         measurement = Measurement(self.num_samples, self.extractor, self.classifier, self.reference)
         kept, seconds = [], 0.0

@@ -35,15 +35,14 @@ def measure_round_gaps(stages, source, weights, *, seed):
     progress = Progress("gap of each round", total=len(rounds), unit="round")
     for done, stage in enumerate(rounds, start=1):
         record, teacher = stage.record, teacher_of(stage, stages)
+        params = jax.device_put((stage.params, teacher.params))
         factor = record["factor"]
         gap = compiled.setdefault(factor, compile_gap(model_of_record(record), factor))
         bound = np.float32(1.0 if record["config"]["step_two"]["clip_teacher"] else np.inf)
         low, high = record["w_range"]
         for w in (w for w in weights if low <= w <= high):
             for times in times_measured(record):
-                rmse = gap(
-                    stage.params, teacher.params, bound, keys, images, labels, np.float32(w), times
-                )
+                rmse = gap(*params, bound, keys, images, labels, np.float32(w), times)
                 rows.append(
                     {
                         "stage": record["name"],

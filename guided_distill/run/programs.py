@@ -49,7 +49,7 @@ class StagePrograms:
         self.teacher = make_model(knows_w=False, dropout=config.teacher.dropout)
         self.student = make_model(knows_w=True)
         self.optimizer = make_optimizer(**config.optimizer)
-        self._updates = {}
+        self._inits, self._updates = {}, {}
 
     def stage_key(self, stage):
         """PRNG key of everything a stage draws."""
@@ -57,10 +57,12 @@ class StagePrograms:
 
     def fresh_state(self, stage, teacher_params):
         """The stage's first state, on the devices: random, or the teacher's params."""
-        init = functools.partial(self._init, stage)
-        shapes = jax.eval_shape(init, self.stage_key(stage), teacher_params)
-        layout = sharding.state_shardings(shapes, self.mesh)
-        return jax.jit(init, out_shardings=layout)(self.stage_key(stage), teacher_params)
+        if stage.kind not in self._inits:
+            init = functools.partial(self._init, stage)
+            shapes = jax.eval_shape(init, self.stage_key(stage), teacher_params)
+            layout = sharding.state_shardings(shapes, self.mesh)
+            self._inits[stage.kind] = jax.jit(init, out_shardings=layout)
+        return self._inits[stage.kind](self.stage_key(stage), teacher_params)
 
     def with_w_branch(self, stage, teacher_params):
         """The teacher's params in the students' network: the same model, for every w.

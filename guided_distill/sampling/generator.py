@@ -14,7 +14,7 @@ from guided_distill.diffusion.samplers import (
 )
 from guided_distill.distill.distillations import ENCODE, choose_sampler, is_pair
 from guided_distill.models.build import model_of_record
-from guided_distill.system.sharding import batch_sharding, put, to_host
+from guided_distill.system.sharding import batch_sharding, place, put, to_host
 
 NOISE_STREAM = 2**31 - 1  # sets the noise drawn on the way apart from the noise at the start
 
@@ -68,7 +68,7 @@ class Generator:
     """
 
     def __init__(self, model, sampler, *, guided, mesh, batch_size, ancestral_mix=0.3):
-        self.batch_size = batch_size
+        self.batch_size, self._mesh = batch_size, mesh
         self._sharding = batch_sharding(mesh)
         bind = model.guided if guided else model.denoiser
         run = choose_run(sampler, model.bound, ancestral_mix)
@@ -86,11 +86,16 @@ class Generator:
         self._draw_noise = jax.jit(draw_noise, out_shardings=self._sharding)
         self._sample = jax.jit(sample)
 
+    def place(self, params):
+        """Parameters of the host laid on the devices, once for many calls."""
+        on_host = any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
+        return place(params, self._mesh) if on_host else params
+
     def __call__(self, params, *, cond, w, indices, num_steps, seed, start=None):
         """Draws samples.
 
         Args:
-          params: the model's parameters.
+          params: the model's parameters, of `place` or on the host.
           cond: conditioning, a pytree with leading axis n, such as labels `[n]` int32.
           w: guidance weights, `[n]`.
           indices: `[n]`; samples of equal index (and seed) see equal noise.
@@ -101,21 +106,21 @@ class Generator:
         Returns:
           `[n, …]` float32, within the model's bound but for an encoder.
         """
-        n = len(indices)
+        n, params = len(indices), self.place(params)  # Else they would be compiled for twice.
         sample_key = jax.random.key(seed)
         outputs = []
         for first in range(0, n, self.batch_size):
             rows = np.minimum(np.arange(first, first + self.batch_size), n - 1)
-            place = lambda values, rows=rows: put(np.asarray(values)[rows], self._sharding)  # noqa: E731
-            z_1, keys = self._draw_noise(sample_key, place(np.asarray(indices, np.int32)))
+            here = lambda values, rows=rows: put(np.asarray(values)[rows], self._sharding)  # noqa: E731
+            z_1, keys = self._draw_noise(sample_key, here(np.asarray(indices, np.int32)))
             if start is not None:
-                z_1 = place(np.asarray(start, np.float32))
+                z_1 = here(np.asarray(start, np.float32))
             x = self._sample(
                 params,
                 z_1,
                 keys,
-                jax.tree.map(place, cond),
-                place(np.asarray(w, np.float32)),
+                jax.tree.map(here, cond),
+                here(np.asarray(w, np.float32)),
                 np.int32(num_steps),
             )
             outputs.append(to_host(x)[: n - first])
