@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import logging
 import os
@@ -19,6 +20,11 @@ XLA_FLAGS = [  # Tests compile much and compute little.
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_force_host_platform_device_count=",
 ]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # Others may not know these.
+    XLA_FLAGS[1:1] = [
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
 os.environ["XLA_FLAGS"] = " ".join(XLA_FLAGS) + "8"
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # Shared by all processes of the tests.
 if CACHE not in os.environ:
