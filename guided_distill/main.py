@@ -1,9 +1,11 @@
 """The command line: `python -m guided_distill.main --config=… --workdir=… [--mode=…]`."""
 
 import dataclasses
+import errno
 import importlib
 import os
 import re
+import signal
 import sys
 import traceback
 
@@ -34,6 +36,8 @@ OF_EVERY_MODE = (
     "num_processes", "process_id", "join_timeout", "heartbeat_timeout",
 )  # fmt: skip
 NUMBERS = {"w": float, "image_shape": int}  # of flags that are lists
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+DISK_WORDS = tuple(map(os.strerror, DISK_ERRNOS))  # as libraries hand them on
 NAMED = 3  # differences between processes that are told
 EXIT_USER_ERROR = 1
 SIGINT_EXIT = 130
@@ -153,6 +157,7 @@ def main(argv):
     """Runs the job that the flags describe; returns the exit code."""
     together = False  # Whether all processes of the run end here.
     try:
+        stop_by_signals()
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]}: flags are written --name=value")
         use_compilation_cache(_CACHE.value)
@@ -167,13 +172,41 @@ def main(argv):
     except KeyboardInterrupt:
         to_stderr("\nstopped: the same command goes on from the last checkpoint")
         code = SIGINT_EXIT
-    except Exception:
-        if not processes.several():
+    except Exception as error:
+        trouble = describe_trouble(error)
+        if not trouble and not processes.several():
             raise
-        processes.wait_for_verdict()
-        traceback.print_exc()
-        code = EXIT_USER_ERROR
+        if processes.several():
+            processes.wait_for_verdict()
+        if not trouble:
+            traceback.print_exc()
+        code = fail(trouble) if trouble else EXIT_USER_ERROR
     return processes.leave(code, together=together)
+
+
+def stop_by_signals():
+    """Makes SIGTERM and SIGHUP say that they stop a run, wherever it is; training saves first."""
+
+    def stop(signum, frame):
+        raise Interrupted(signum)
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) == signal.SIG_DFL:
+            signal.signal(signum, stop)
+
+
+def describe_trouble(error):
+    """What the machine lacks, in words, where that is behind an error; "" where it is not."""
+    while error is not None:
+        text = str(error)
+        number = getattr(error, "errno", None)
+        if number in DISK_ERRNOS or any(words in text for words in DISK_WORDS):
+            reason = os.strerror(number) if number in DISK_ERRNOS else text.splitlines()[0][:160]
+            return f"the disk takes no more ({reason}): make room, and the same command goes on"
+        if "Unable to initialize backend" in text:
+            return f"{text.splitlines()[0]}: check JAX_PLATFORMS, or install JAX for that device"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def join_processes():
@@ -324,7 +357,10 @@ def name_flag(match):
 def run():
     """Entry point of the console script."""
     logging.set_verbosity(logging.WARNING)
-    app.run(main, flags_parser=parse_flags)
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except KeyboardInterrupt:  # Before `main`, or while it leaves.
+        sys.exit(SIGINT_EXIT)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Several processes on loopback: the params of one, and what happens when one of them fails."""
 
+import pathlib
 import shutil
 import signal
 import socket
@@ -222,7 +223,8 @@ def test_a_workdir_of_each_process_own_is_refused(start, tmp_path):
 
 def test_the_digest_of_the_code_sees_a_changed_file(tmp_path, monkeypatch):
     (tmp_path / "a.py").write_text("x = 1\n")
-    monkeypatch.setattr(processes, "__file__", str(tmp_path / "processes.py"))
+    assert pathlib.Path(processes.__file__).parents[1].name == "guided_distill"
+    monkeypatch.setattr(processes, "__file__", str(tmp_path / "system" / "processes.py"))
     before = processes.code_digest()
     assert processes.code_digest() == before
     (tmp_path / "a.py").write_text("x = 2\n")

@@ -1,10 +1,13 @@
 """Whole runs on real digits: finished, stopped in every way, resumed, and asked wrong things."""
 
+import concurrent.futures
+import errno
 import json
 import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -23,6 +26,7 @@ from guided_distill.jobs import evaluate, reference_stats
 from guided_distill.jobs import sample as sampling
 from guided_distill.jobs.measure_images import measure_images
 from guided_distill.jobs.train import train
+from guided_distill.main import describe_trouble
 from guided_distill.run import settings
 from guided_distill.run.settings import read_config
 from guided_distill.run.stages import plan_stages
@@ -416,6 +420,59 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, arguments, message)
     assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
     assert re.search(message, lines[0])
     assert not (tmp_path / "run").exists()
+
+
+def start(workdir, *arguments, **kwargs):
+    return subprocess.Popen(
+        command(workdir, *arguments), env=environment(), text=True, stderr=subprocess.PIPE, **kwargs
+    )
+
+
+def test_a_reader_that_leaves_does_not_end_a_run(tmp_path):
+    """As `2>&1 | head -1` does."""
+    process = start(tmp_path, "--stage=teacher", stdout=subprocess.DEVNULL)
+    assert "1 x cpu, float32" in process.stderr.readline()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert (tmp_path / "teacher" / "stage.json").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_in_the_evaluation_is_said_and_it_goes_on(copied, signum):
+    shutil.rmtree(copied / "evaluation")
+    (copied / "report" / "results.json").unlink()
+    arguments = [sys.executable, "-m", "guided_distill.main", f"--workdir={copied}"]
+    process = subprocess.Popen(
+        [*arguments, "--mode=evaluate"], env=environment(), text=True, stderr=subprocess.PIPE
+    )
+    for line in process.stderr:
+        if line.startswith("evaluation:"):
+            process.send_signal(signum)
+            break
+    assert "the same command goes on from here" in process.stderr.read()
+    assert process.wait(timeout=60) == 128 + signum
+
+
+def test_a_run_may_be_started_in_any_thread(tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train, tiny_config(), tmp_path, stage="teacher").result()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "x"), "the disk takes no more .No space left on device."),
+        (OSError(errno.EROFS, "x"), "the disk takes no more .Read-only file system."),
+        (ValueError("kvstore: Error writing: No space left on device\nmore"), "takes no more"),
+        (RuntimeError("Unable to initialize backend 'tpu': none"), "check JAX_PLATFORMS"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(error, words):
+    try:
+        raise RuntimeError("a step failed") from error
+    except RuntimeError as outer:
+        assert re.search(words, describe_trouble(outer))
+    assert describe_trouble(ValueError("a fault of ours")) == ""
 
 
 def test_launcher_of_virtual_devices_runs_the_same_main(finished, tmp_path):

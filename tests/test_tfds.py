@@ -148,9 +148,6 @@ def test_broken_records_are_named_and_counted_when_skipped(data_dir, capsys):
 
 def test_worker_processes_read_builders_alike(data_dir, tmp_path):
     settings = data_settings("plain_images", path=str(data_dir), cache=str(tmp_path))
-    from absl import flags
-
-    flags.FLAGS([sys.argv[0]], known_only=True)  # grain asks absl for its flags.
     workers = data_settings(
         "plain_images", path=str(data_dir), cache=str(tmp_path / "x"), num_workers=2
     )

@@ -3,6 +3,7 @@
 import dataclasses
 
 import grain
+from absl import flags
 
 from guided_distill.errors import UserError
 
@@ -43,6 +44,8 @@ def ahead(function, start, stop, *, num_workers, buffer):
     """
     calls = grain.MapDataset.range(start, stop).map(_Guarded(function))
     if num_workers:
+        if not flags.FLAGS.is_parsed():  # grain's workers ask for them, in any program.
+            flags.FLAGS.mark_as_parsed()
         results = calls.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         results = results.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=buffer)

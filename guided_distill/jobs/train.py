@@ -23,6 +23,7 @@ from guided_distill.system.progress import to_stderr
 from guided_distill.system.workdir import StageFolder, own_workdir
 
 PREVIEW_STEPS = 64  # at most, of the samples drawn after a stage
+CLASSES_SAID = 10
 PREVIEW_SAMPLES = 10  # per guidance weight
 
 
@@ -81,7 +82,13 @@ def train(
 def train_stages(config, workdir, stage_name, teacher, on_images):
     """Trains what is not finished, then evaluates; says so where nothing is left to do."""
     settings.check_devices(config, jax.device_count())
+    device = jax.devices()[0]
+    to_stderr(f"{workdir}: {jax.device_count()} x {device.device_kind}, {config.model.dtype}")
     dataset = open_data(config)
+    if dataset.class_names:
+        more = ", …" if len(dataset.class_names) > CLASSES_SAID else ""
+        said = ", ".join(dataset.class_names[:CLASSES_SAID])
+        to_stderr(f"{dataset.name}: {dataset.num_classes} classes: {said}{more}")
     stages = select_stages(plan_stages(config), stage_name)
     finished = StageFolder(local_path(teacher, "`teacher`")).finished() if teacher else None
     if finished:

@@ -40,7 +40,7 @@ class Trainer:
         self.programs = StagePrograms(
             config, self.mesh, self.source.image_shape, self.source.num_classes
         )
-        self.updates_before = 0
+        self.updates_before, self.warned_of_metrics = 0, False
         self.newest = None  # The stage finished last, whose params are at hand.
 
     def run(self, stages, teacher=None):
@@ -188,7 +188,7 @@ class Trainer:
                 "images_per_second": progress.images_per_second,
             }
             named = {f"{stage.name}/{name}": value for name, value in scalars.items()}
-            self.metric_writer.write_scalars(self.updates_before + done, named)
+            self.write_metrics(self.updates_before + done, named)
 
         bound = self.programs.bind(stage, teacher_params)
         try:
@@ -212,6 +212,15 @@ class Trainer:
         finally:
             progress.close()
             self.metric_writer.flush()
+
+    def write_metrics(self, update, named):
+        """Writes curves; where that fails the run goes on without, and says so once."""
+        try:
+            self.metric_writer.write_scalars(update, named)
+        except OSError as error:
+            if not self.warned_of_metrics:
+                to_stderr(f"{self.workdir / 'metrics'} cannot be written ({error.strerror})")
+            self.warned_of_metrics = True
 
     def tell_start(self, stage, state, notices, resumed):
         """Says what the person should know before the updates begin."""

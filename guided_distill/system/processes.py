@@ -187,7 +187,7 @@ def check_shared(folder):
 
 def code_digest():
     """Digest of this package's source and of JAX's version."""
-    package = pathlib.Path(__file__).parent
+    package = pathlib.Path(__file__).parents[1]
     digest = hashlib.sha256(jax.__version__.encode())
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())

@@ -1,5 +1,7 @@
 """What a run shows of itself: a bar in a terminal, plain lines in a log, curves in TensorBoard."""
 
+import contextlib
+import os
 import sys
 import time
 
@@ -13,13 +15,25 @@ LINE_EVERY_SECONDS = 10.0
 def to_stderr(message):
     """A line for the person at the terminal, whatever else is on the screen."""
     if is_first():
-        tqdm.write(message, file=sys.stderr)
+        with survive_closed_pipe("stderr"):
+            tqdm.write(message, file=sys.stderr)
 
 
 def to_stdout(result):
     """What a job was asked for, on standard output."""
     if is_first():
-        print(result)
+        with survive_closed_pipe("stdout"):
+            print(result, flush=True)
+
+
+@contextlib.contextmanager
+def survive_closed_pipe(name):
+    """Lets a run go on whose reader is gone, as of `| head`; nothing more is shown there."""
+    try:
+        yield
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), getattr(sys, name).fileno())
 
 
 class Progress:

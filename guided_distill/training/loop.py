@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import jax
 import numpy as np
@@ -24,7 +25,10 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Within this context SIGINT and SIGTERM wait for `check`; a second SIGINT stops at once.
+    """Within this context SIGINT, SIGTERM and SIGHUP wait for `check`; a second SIGINT does not.
+
+    A SIGHUP that is ignored, as under nohup, stays so. Where Python lets no handler be set, in a
+    thread that is not the main one, signals do what they did before.
 
     Of several processes one signal is enough. JAX then listens for SIGTERM and lets them agree on
     the update to stop at, so all of them ask `came` or `check` at the same points.
@@ -36,15 +40,18 @@ class StopSignals:
         self._times_asked = 0
 
     def __enter__(self):
-        signums = [signal.SIGINT] if several() else [signal.SIGINT, signal.SIGTERM]
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        signums = [signal.SIGINT, signal.SIGHUP] + ([] if several() else [signal.SIGTERM])
         for signum in signums:
-            self._previous[signum] = signal.signal(signum, self._on_signal)
+            if signal.getsignal(signum) != signal.SIG_IGN:
+                self._previous[signum] = signal.signal(signum, self._on_signal)
         return self
 
     def __exit__(self, *exc_info):
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
-        if several():  # What comes now ends the process: nothing is left to save.
+        if several() and self._previous:  # What comes now ends the process: all is saved.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def came(self):
