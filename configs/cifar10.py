@@ -86,4 +86,6 @@ def get_config(variant=""):
     config.evaluation.paper_report = True
     if variant == "two_student":
         config.evaluation.num_steps = (1, 16, 64, 128, 256)  # [P] Table 3
+    if variant == "paper":
+        config.evaluation.num_steps = (1, 2, 4, 8, 16, 64, 128, 256)  # [P] Tables 2 and 3
     return config

@@ -2,11 +2,12 @@
 
 import runpy
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, random_params, small_model, small_unet
+from conftest import ROOT, plain_model, random_params, small_model, small_unet
 from numpy.testing import assert_allclose, assert_array_equal
 
 from guided_distill.diffusion.guidance import guide
@@ -180,6 +181,26 @@ def test_bfloat16_network_stays_close_and_returns_float32(inputs):
     coarse = small_model(dtype=jnp.bfloat16).denoiser(params, labels)(z, logsnr, w)
     assert coarse.dtype == jnp.float32
     assert 0 < np.abs(coarse - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_bfloat16_keeps_what_z_says(inputs):
+    """z is not rounded: of a network whose blocks add nothing, out is that of float32."""
+    z, logsnr, labels, _ = inputs
+    outs = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = plain_model(dtype=dtype, num_res_blocks=1)
+        conv = lambda params, dtype=dtype: nn.Conv(8, (3, 3)).apply({"params": params}, z)  # noqa: E731
+        params = random_params(model)
+        _, state = small_unet(
+            channel_mults=(1,), attention_resolutions=(), dtype=dtype
+        ).apply(
+            {"params": params}, z, logsnr, labels, capture_intermediates=True,
+            mutable=["intermediates"],
+        )  # fmt: skip
+        (outs[dtype],) = state["intermediates"]["conv_in"]["__call__"]
+        assert_array_equal(outs[dtype], conv(params["conv_in"]))
+        (last,) = state["intermediates"]["conv_out"]["__call__"]
+        assert outs[dtype].dtype == last.dtype == jnp.float32
 
 
 def test_dropout_keeps_the_mean_and_depends_on_each_examples_key_alone():

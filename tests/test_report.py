@@ -15,7 +15,12 @@ from guided_distill.evaluation.features import FeatureExtractor
 from guided_distill.evaluation.nearest import nearest_images
 from guided_distill.evaluation.reference import compute_reference
 from guided_distill.report.html import write_html
-from guided_distill.report.run_report import distance_name, distance_words, fewest_calls
+from guided_distill.report.run_report import (
+    chance_words,
+    distance_name,
+    distance_words,
+    fewest_calls,
+)
 from guided_distill.report.tables import gap_table, table
 
 TEXT = """# A run: of <digits>
@@ -161,3 +166,12 @@ def test_html_in_a_name_is_text_and_only_the_reports_images_are_taken(tmp_path):
     page = (tmp_path / "report" / "index.html").read_text("utf-8")
     assert "<script" not in page and "<img src=x" not in page
     assert page.count("data:image/png") == 1
+
+
+def test_a_teacher_at_chance_is_said_to_have_no_images_yet():
+    rows = [dict(model="teacher", accuracy=a) for a in (0.11, 0.19)] + [
+        dict(model="student", accuracy=0.9)
+    ]
+    assert "these are no images yet" in chance_words(rows, {"num_classes": 10})
+    assert chance_words([*rows, dict(model="teacher", accuracy=0.5)], {"num_classes": 10}) == ""
+    assert chance_words(rows, {"num_classes": 1}) == ""

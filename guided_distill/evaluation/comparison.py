@@ -15,7 +15,9 @@ from guided_distill.system.files import read_json, write_json
 from guided_distill.system.processes import array_from_first, is_first
 from guided_distill.system.progress import Progress
 
-MEAN_OVER_DRAWS = ("fid", "is", "kid", "precision", "recall", "accuracy", "rmse_to_teacher")
+MEAN_OVER_DRAWS = (
+    "fid", "is", "kid", "precision", "recall", "accuracy", "rmse_to_teacher", "rmse_to_step_one",
+)  # fmt: skip
 IMAGES_KEPT = 20
 IMAGES_SHA256 = "images_sha256"  # of the first samples, in a row's file
 

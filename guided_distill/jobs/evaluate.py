@@ -200,6 +200,7 @@ def describe(config, stages, extractor, classifier, reference, test_source):
         "reference": reference.provenance | {"sha256": reference.sha256},
         "files": settings.file_digests(config),
         "test_size": len(test_source),
+        "num_classes": test_source.num_classes,
         "classifier": classifier.name,
         "classifier_accuracy": classifier.accuracy,
         "w_range": list(config.w_range),

@@ -35,7 +35,7 @@ class UNet(nn.Module):
       attention_resolutions: picture sizes (height) that get self-attention.
       head_dim: channels per attention head; 0 means a single head.
       dropout: rate inside the residual blocks.
-      dtype: compute dtype; parameters stay float32.
+      dtype: compute dtype; parameters, the first and last layer and softmax stay float32.
       w_conditioned: add the branch that embeds the guidance weight.
       remat: one of `REMAT_POLICIES`, for training in less memory; the numbers stay.
     """
@@ -80,7 +80,7 @@ class UNet(nn.Module):
                 h = attention(f"{name}_attention")(h)
             return h
 
-        h = nn.Conv(self.width, (3, 3), dtype=self.dtype, name="conv_in")(z)
+        h = nn.Conv(self.width, (3, 3), name="conv_in")(z).astype(self.dtype)
         skips = [h]
         for level, mult in enumerate(self.channel_mults):
             if level > 0:
@@ -102,9 +102,8 @@ class UNet(nn.Module):
             if level > 0:
                 h = res_block(h.shape[-1], f"up{level}_resample", "up")(h, emb, dropout_keys)
 
-        h = nn.swish(normalize(h, self.dtype, "norm_out"))
-        out = zero_conv(z.shape[-1], self.dtype, "conv_out")(h)
-        return out.astype(jnp.float32)
+        h = nn.swish(normalize(h.astype(jnp.float32), jnp.float32, "norm_out"))
+        return zero_conv(z.shape[-1], jnp.float32, "conv_out")(h)
 
     def _embed(self, logsnr, labels, w):
         """Sum of the noise-level, class and w embeddings, `[B, 4 width]`."""
@@ -159,7 +158,9 @@ class Attention(nn.Module):
         project = lambda name: nn.DenseGeneral(  # noqa: E731
             (channels // head_dim, head_dim), dtype=self.dtype, name=name
         )(h)
-        h = nn.dot_product_attention(project("query"), project("key"), project("value"))
+        h = nn.dot_product_attention(
+            project("query"), project("key"), project("value"), force_fp32_for_softmax=True
+        )
         h = nn.DenseGeneral(
             channels,
             axis=(-2, -1),

@@ -21,6 +21,7 @@ from guided_distill.system.files import write_json
 from guided_distill.system.processes import first_only
 
 STRIP_LENGTH = 10
+CHANCE_FACTOR = 2.0  # accuracy up to so many times chance is taken for chance
 
 
 @first_only
@@ -102,7 +103,7 @@ def terminal_summary(results):
     translated = ["Style transfer of held-out pictures", translation_table(translations), ""]
     return "\n".join(
         [
-            "",
+            chance_words(rows, provenance),
             f"{distance_name(provenance, n)} to {provenance['data']} on {provenance['features']} "
             f"(n = {n}; classifier {provenance['classifier_accuracy']:.1%} right on held-out "
             "data); lower is better, * is the best",
@@ -113,6 +114,18 @@ def terminal_summary(results):
             "",
             *(translated if translations else []),
         ]
+    )
+
+
+def chance_words(rows, provenance):
+    """What is to be known of a teacher whose samples are seen as their class by chance; ''."""
+    seen = max(row["accuracy"] for row in rows if row["model"] == "teacher")
+    chance = 1 / provenance["num_classes"]
+    if provenance["num_classes"] == 1 or seen > CHANCE_FACTOR * chance:
+        return ""
+    return (
+        f"The teacher's samples are seen as their class in {seen:.0%} of cases, and chance is "
+        f"{chance:.0%}: these are no images yet, and nothing here tells one model from another."
     )
 
 
@@ -189,6 +202,8 @@ def _title(rows, provenance):
 A guided teacher that needs {full["network_calls"]} network calls for an image, distilled into
 students that need {min(calls)} to {max(calls)}, over guidance weights w in [{w_min:g}, {w_max:g}]
 (w = 0 is unguided).
+
+{chance_words(rows, provenance)}
 
 {_glance_table(rows, provenance)}
 
