@@ -119,12 +119,13 @@ def test_tables_show_deviations_and_mark_the_best_on_the_right_side():
 def test_draws_are_merged_to_means_with_deviations():
     rows = [
         dict(model="student", fid=fid, **{"is": 2.0}, kid=None, precision=0.5, recall=0.5,
-             accuracy=1.0, rmse_to_teacher=0.1, n=50)
+             accuracy=1.0, rmse_to_teacher=0.1, rmse_to_step_one=10.0 * fid, n=50)
         for fid in (1.0, 2.0, 3.0)
     ]  # fmt: skip
     merged = merge_draws(rows)
     assert (merged["fid"], merged["fid_std"], merged["draws"]) == (2.0, 1.0, 3)
     assert merged["kid"] is None and merged["n"] == 50
+    assert (merged["rmse_to_step_one"], merged["rmse_to_step_one_std"]) == (20.0, 10.0)
     assert merge_draws(rows[:1]) == rows[0]
 
 
