@@ -69,7 +69,7 @@ def get_config():
     config.model.num_res_blocks = 2  # per resolution
     config.model.attention_resolutions = ()  # picture sizes with self-attention, pixels
     config.model.head_dim = 0  # channels per attention head; 0 = one head
-    config.model.dtype = "float32"  # of the network's arithmetic: float32 | bfloat16
+    config.model.dtype = "float32"  # of all layers but the first and last: float32 | bfloat16
 
     # The guidance weights that the distilled models learn, w_min to w_max; 0 is unguided
     config.w_range = (0.0, 4.0)

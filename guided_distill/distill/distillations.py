@@ -59,8 +59,10 @@ class Distillation:
     def copies_teacher(self, num_steps, factor):
         """Whether a round has nothing to learn: its only time is t = 1, and the target there is
         the teacher's own prediction (Algorithm 3 from N = 2 to 1)."""
-        times = self.times and self.times(1, 1, factor)
-        return num_steps == 1 and bool(times) and float(times[1]) == float(times[-1]) == 0.0
+        if num_steps != 1 or self.times is None:
+            return False
+        _, first, *_, last = map(float, self.times(1, 1, factor))
+        return first == last == 0.0
 
 
 DETERMINISTIC = Distillation(
