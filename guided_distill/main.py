@@ -1,7 +1,6 @@
 """The command line: `python -m guided_distill.main --config=… --workdir=… [--mode=…]`."""
 
 import dataclasses
-import errno
 import importlib
 import os
 import re
@@ -13,7 +12,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from guided_distill.errors import UserError, nearest
+from guided_distill.errors import UserError, describe_trouble, nearest
 from guided_distill.system import processes
 from guided_distill.system.progress import to_stderr
 from guided_distill.training.loop import Interrupted
@@ -36,8 +35,6 @@ OF_EVERY_MODE = (
     "num_processes", "process_id", "join_timeout", "heartbeat_timeout",
 )  # fmt: skip
 NUMBERS = {"w": float, "image_shape": int}  # of flags that are lists
-DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-DISK_WORDS = tuple(map(os.strerror, DISK_ERRNOS))  # as libraries hand them on
 NAMED = 3  # differences between processes that are told
 EXIT_USER_ERROR = 1
 SIGINT_EXIT = 130
@@ -193,20 +190,6 @@ def stop_by_signals():
     for signum in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) == signal.SIG_DFL:
             signal.signal(signum, stop)
-
-
-def describe_trouble(error):
-    """What the machine lacks, in words, where that is behind an error; "" where it is not."""
-    while error is not None:
-        text = str(error)
-        number = getattr(error, "errno", None)
-        if number in DISK_ERRNOS or any(words in text for words in DISK_WORDS):
-            reason = os.strerror(number) if number in DISK_ERRNOS else text.splitlines()[0][:160]
-            return f"the disk takes no more ({reason}): make room, and the same command goes on"
-        if "Unable to initialize backend" in text:
-            return f"{text.splitlines()[0]}: check JAX_PLATFORMS, or install JAX for that device"
-        error = error.__cause__ or error.__context__
-    return ""
 
 
 def join_processes():

@@ -21,12 +21,11 @@ from small import data_settings
 import guided_distill
 from guided_distill.data.pixels import to_uint8
 from guided_distill.data.registry import open_dataset
-from guided_distill.errors import UserError
+from guided_distill.errors import UserError, describe_trouble
 from guided_distill.jobs import evaluate, reference_stats
 from guided_distill.jobs import sample as sampling
 from guided_distill.jobs.measure_images import measure_images
 from guided_distill.jobs.train import train
-from guided_distill.main import describe_trouble
 from guided_distill.run import settings
 from guided_distill.run.settings import read_config
 from guided_distill.run.stages import plan_stages
@@ -443,8 +442,9 @@ def test_a_signal_in_the_evaluation_is_said_and_it_goes_on(copied, signum):
     (copied / "report" / "results.json").unlink()
     arguments = [sys.executable, "-m", "guided_distill.main", f"--workdir={copied}"]
     process = subprocess.Popen(
-        [*arguments, "--mode=evaluate"], env=environment(), text=True, stderr=subprocess.PIPE
-    )
+        [*arguments, "--mode=evaluate"], env=environment(), text=True, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL),  # A test under nohup ignores it.
+    )  # fmt: skip
     for line in process.stderr:
         if line.startswith("evaluation:"):
             process.send_signal(signum)
