@@ -41,6 +41,12 @@ with hold_lock({path!r}, on_taken=None):
     print("held", flush=True)
     time.sleep(600)
 """
+# The program, where a signal is heeded though the tests were started under nohup.
+HEEDING = """
+import runpy, signal
+signal.signal({signum}, signal.SIG_DFL)
+runpy.run_module("guided_distill.main", run_name="__main__", alter_sys=True)
+"""
 STAGES = ["teacher", "step_one", *(f"step_two/deterministic/{n:04d}" for n in (8, 4, 2, 1))]
 
 
@@ -440,10 +446,10 @@ def test_a_reader_that_leaves_does_not_end_a_run(tmp_path):
 def test_a_signal_in_the_evaluation_is_said_and_it_goes_on(copied, signum):
     shutil.rmtree(copied / "evaluation")
     (copied / "report" / "results.json").unlink()
-    arguments = [sys.executable, "-m", "guided_distill.main", f"--workdir={copied}"]
     process = subprocess.Popen(
-        [*arguments, "--mode=evaluate"], env=environment(), text=True, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL),  # A test under nohup ignores it.
+        [sys.executable, "-c", HEEDING.format(signum=int(signum)), f"--workdir={copied}",
+         "--mode=evaluate"],
+        env=environment(), text=True, stderr=subprocess.PIPE,
     )  # fmt: skip
     for line in process.stderr:
         if line.startswith("evaluation:"):
