@@ -42,10 +42,11 @@ class StopSignals:
     def __enter__(self):
         if threading.current_thread() is not threading.main_thread():
             return self
-        signums = [signal.SIGINT, signal.SIGHUP] + ([] if several() else [signal.SIGTERM])
+        signums = [signal.SIGINT] if several() else [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signums.append(signal.SIGHUP)
         for signum in signums:
-            if signal.getsignal(signum) != signal.SIG_IGN:
-                self._previous[signum] = signal.signal(signum, self._on_signal)
+            self._previous[signum] = signal.signal(signum, self._on_signal)
         return self
 
     def __exit__(self, *exc_info):
