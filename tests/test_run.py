@@ -183,6 +183,21 @@ def test_damaged_params_are_restored_from_the_checkpoint(copied, capsys):
     assert hashes(copied) == before
 
 
+def test_params_that_cannot_be_read_now_are_neither_learnt_anew_nor_replaced(copied, monkeypatch):
+    """The reader fails and so does every file, as where descriptors have run out."""
+    files = sorted((copied / "step_one" / "params").rglob("*"))
+    before = [(path, path.stat().st_mtime_ns) for path in files]
+
+    def no_more(*args, **kwargs):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("guided_distill.system.files.open", no_more, raising=False)
+    monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointer.restore", no_more)
+    with pytest.raises(UserError, match="cannot be read .*nothing was changed"):
+        train(tiny_config(), copied)
+    assert [(path, path.stat().st_mtime_ns) for path in files] == before
+
+
 def test_a_round_resumed_half_way_ends_the_same_and_compiles_once(copied):
     before = hashes(copied)
     half_way = copied / STAGES[3]

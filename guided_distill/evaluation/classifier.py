@@ -13,7 +13,7 @@ import optax
 from guided_distill.data.batches import batch_indices
 from guided_distill.data.pixels import to_float
 from guided_distill.evaluation.features import FeatureExtractor, apply_in_batches
-from guided_distill.system.files import load_params, read_json, save_params, write_json
+from guided_distill.system.files import Damaged, load_params, read_json, save_params, write_json
 from guided_distill.system.progress import Progress
 
 BATCH_SIZE = 100
@@ -70,7 +70,7 @@ def load_or_train_classifier(folder, train_source, test_source, *, num_updates, 
     if record and record["settings"] == settings:
         try:
             params = load_params(folder / "params", record["params_sha256"])
-        except ValueError:
+        except Damaged:
             params = None  # Damaged: it is cheap to train again.
     if params is None:
         params = train_classifier(network, train_source, num_updates=num_updates, seed=seed)

@@ -73,7 +73,6 @@ def run(request):
 @first_only
 def write_samples(out, x, labels, w):
     """Writes arrays, or an image: a row per weight where the rows stay short."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ARRAYS:
         np.savez(out, samples=x, labels=labels, w=w.astype(np.float32))
         return

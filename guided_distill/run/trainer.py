@@ -5,13 +5,12 @@ import pathlib
 import zlib
 
 from guided_distill.data.batches import Batches
-from guided_distill.errors import UserError
 from guided_distill.models.build import count_params
 from guided_distill.run import settings
 from guided_distill.run.checks import check_parent, check_settings, check_teacher
 from guided_distill.run.programs import StagePrograms
 from guided_distill.system import sharding
-from guided_distill.system.files import write_json
+from guided_distill.system.files import Damaged, write_json
 from guided_distill.system.progress import Progress, to_stderr
 from guided_distill.system.workdir import StageFolder, lineage
 from guided_distill.training.checkpoint import Checkpoints
@@ -41,7 +40,7 @@ class Trainer:
             config, self.mesh, self.source.image_shape, self.source.num_classes
         )
         self.updates_before, self.warned_of_metrics = 0, False
-        self.newest = None  # The stage finished last, whose params are at hand.
+        self.newest = None  # The stage found or finished last, whose params are at hand.
 
     def run(self, stages, teacher=None):
         """Trains the stages that are not finished, in order.
@@ -109,10 +108,11 @@ class Trainer:
         if finished is None:
             return False
         try:
-            finished.read_params()
-        except UserError as error:
+            _ = finished.params
+        except Damaged as error:
             to_stderr(f"{error}".split(":")[0] + ": finishing the stage again from its checkpoint")
             return False
+        self.newest = finished
         return True
 
     def train_stage(self, stage, folder, teacher, signals):

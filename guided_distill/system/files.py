@@ -26,6 +26,10 @@ READ_BYTES = 2**24
 DIGEST = "digest"  # key of a JSON file's own
 
 
+class Damaged(UserError):
+    """What was written is not what can be read, though every file of it can be."""
+
+
 def local_path(path, what):
     """A path that a person gave, `~` expanded.
 
@@ -85,7 +89,7 @@ def load_params(directory, sha256):
     """Finished parameters as NumPy arrays, on any number of devices.
 
     Raises:
-      ValueError: where they are missing, damaged, or not those of `sha256`, in all processes alike.
+      Damaged: where they are missing, damaged, or not those of `sha256`, in all processes alike.
       UserError: where they cannot be read now, as `read_folder` says.
     """
     path = pathlib.Path(directory).absolute()
@@ -101,7 +105,7 @@ def load_params(directory, sha256):
 
     params, damage = read_folder(path, read)
     if damage:
-        raise ValueError(f"{directory} cannot be read ({damage})")
+        raise Damaged(f"{directory} cannot be read ({damage})")
     return params
 
 

@@ -19,7 +19,14 @@ import jax
 import numpy as np
 
 from guided_distill.errors import UserError
-from guided_distill.system.files import load_params, local_path, read_json, save_params, write_json
+from guided_distill.system.files import (
+    Damaged,
+    load_params,
+    local_path,
+    read_json,
+    save_params,
+    write_json,
+)
 from guided_distill.system.locks import hold_lock
 from guided_distill.system.processes import check_shared, first_only, from_first
 
@@ -69,18 +76,15 @@ class FinishedStage:
         """Its parameters, NumPy arrays, read and checked when they are first asked for.
 
         Raises:
-          UserError: where they are missing or damaged.
+          Damaged: where they are missing or damaged.
+          UserError: where they cannot be read now, or are not finite.
         """
-        return self.read_params()
-
-    def read_params(self):
-        """As `params`, of which nothing is kept."""
         try:
             params = load_params(self.path / "params", self.record["params_sha256"])
-            check_finite(params, f"{self.path}/params")
-            return params
-        except ValueError as error:
-            raise UserError(f"{error}: train again to restore it from its checkpoint") from error
+        except Damaged as error:
+            raise Damaged(f"{error}: train again to restore it from its checkpoint") from error
+        check_finite(params, f"{self.path}/params")
+        return params
 
     def parent_folder(self):
         """`StageFolder` of the stage that was this one's teacher, None for the first."""
