@@ -7,6 +7,7 @@ from numpy.testing import assert_array_equal
 from small import data_settings
 
 from guided_distill.data.batches import Batches, batch_indices
+from guided_distill.data.dataset import balanced_labels, cycle_labels
 from guided_distill.data.pixels import to_float, to_uint8
 from guided_distill.data.registry import open_dataset
 from guided_distill.data.sources import ArraySource
@@ -30,6 +31,21 @@ def test_images_survive_the_way_to_floats_and_back():
     assert (to_float(images).min(), to_float(images).max()) == (-1.0, 1.0)
     assert_array_equal(to_uint8(to_float(images)), images)
     assert_array_equal(to_uint8(np.array([-3.0, 3.0])), [0, 255])
+
+
+@pytest.mark.parametrize("counts", [(1000, 100), (3, 1, 5), (10**6, 1, 1, 1), (159, 144, 146)])
+def test_labels_have_the_datas_proportions_whatever_n(counts):
+    shares = np.asarray(counts) / sum(counts)
+    labels = balanced_labels(counts, 2000)
+    for n in (1, 9, 100, 1234, 2000):
+        assert_array_equal(balanced_labels(counts, n), labels[:n])
+        drawn = np.bincount(labels[:n], minlength=len(counts))
+        assert np.abs(drawn - n * shares).max() <= len(counts) / 2
+
+
+def test_classes_of_one_size_come_in_turn():
+    assert_array_equal(balanced_labels([7] * 10, 123), cycle_labels(np.arange(123), 10))
+    assert_array_equal(balanced_labels([5], 4), [0, 0, 0, 0])
 
 
 def test_hash_sees_images_labels_and_order():

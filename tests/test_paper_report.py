@@ -5,6 +5,7 @@ import re
 import pytest
 from conftest import ROOT
 
+from guided_distill.distill.distillations import round_costs
 from guided_distill.report.paper_tables import (
     load_paper_results,
     misprints,
@@ -27,6 +28,9 @@ def ours_like(data):
         | {"network_calls": row["num_steps"] * (2 if row["model"] == "two_student" else 1)}
         for row in load_paper_results(data)
     ]
+
+
+COSTS = {("student", 1): 6_460_000, ("stochastic", 1): 6_460_000, ("two_student", 1): 9_500_000}
 
 
 def test_paper_results_are_whole():
@@ -83,22 +87,24 @@ def test_only_the_papers_own_data_are_set_beside_its_numbers():
 @pytest.mark.parametrize("data", ["imagenet64", "cifar10"])
 def test_table_2_sets_ours_beside_the_papers_with_the_difference(data):
     rows = [row for row in ours_like(data) if row["model"] != "two_student"]
-    lines = table_2(rows, load_paper_results(data), differences=True).splitlines()
-    assert "difference" not in table_2(rows, load_paper_results(data))
+    lines = table_2(rows, COSTS, load_paper_results(data), differences=True).splitlines()
+    assert "difference" not in table_2(rows, COSTS, load_paper_results(data))
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     header, body = cells[0], cells[2:]
-    assert header[2:] == ["FD", "IS", "FD, paper", "FD, difference", "IS, paper", "IS, difference"]
+    assert header[2:5] == ["million evaluations", "FD", "IS"]
+    assert header[5:] == ["FD, paper", "FD, difference", "IS, paper", "IS, difference"]
     assert len(body) == 5 * (5 + 4 + 3 + 1)
     for line in body:
-        pairs = line[5].split(" / "), line[7].split(" / ")
+        pairs = line[6].split(" / "), line[8].split(" / ")
         assert set(pairs[0]) == {"+0.50"} and set(pairs[1]) == {"-0.25"}
     first = next(line for line in body if line[1] == "Ours 1-step (D/S)")
     if data == "cifar10":
-        assert first[4] == "8.34 / 10.65" and first[2] == "8.84 / 11.15"
+        assert first[5] == "8.34 / 10.65" and first[3] == "8.84 / 11.15"
+    assert first[2] == "6.46 / 6.46"
 
 
 def test_table_1_marks_the_best_of_each_column():
-    text = table_1(ours_like("imagenet64"))
+    text = table_1(ours_like("imagenet64"), COSTS)
     bold = re.findall(r"\*\*([\d.]+)\*\*", text)
     # At w = 0, 0.3, 1, 2, 4, as in the paper's Table 1 where it prints bold.
     assert bold[:2] and f"{2.10 + 0.5:.2f}" in bold and f"{57.81 - 0.25:.2f}" in bold
@@ -107,10 +113,11 @@ def test_table_1_marks_the_best_of_each_column():
 
 
 def test_table_3_stands_beside_the_papers_naive_students():
-    lines = table_3(ours_like("cifar10"), load_paper_results("cifar10")).splitlines()
-    assert len(lines) == 2 + 24
+    lines = table_3(ours_like("cifar10"), COSTS, load_paper_results("cifar10")).splitlines()
+    assert len(lines) == 2 + 24 and lines[0].count("million evaluations") == 2
+    assert "9.50" in lines[2] and "6.46" in lines[2]
     assert "212.20" in lines[2] and "212.70" in lines[2]
-    assert table_3([row for row in ours_like("imagenet64")]) == ""
+    assert table_3([row for row in ours_like("imagenet64")], COSTS) == ""
 
 
 def test_naive_students_are_counted_against_ddim():
@@ -136,6 +143,28 @@ def test_training_costs_add_up_over_the_rounds():
     costs = training_costs("a", rows, stages)
     assert [(c["num_steps"], c["evaluations"]) for c in costs] == [(4, 40), (1, 70)]
     assert costs[1]["fid"] == {0.0: 1.0, 1.0: 2.0}
+
+
+def test_each_familys_rounds_add_up_by_themselves():
+    def stage(n, evaluations, algorithm):
+        return dict(num_steps=n, evaluations=evaluations, algorithm=algorithm)
+
+    costs = round_costs(
+        {
+            "teacher": stage(None, 10**9, None),
+            "step_one": stage(None, 10**9, None),
+            "step_two/deterministic/0002": stage(2, 5, "deterministic"),
+            "step_two/deterministic/0001": stage(1, 7, "deterministic"),
+            "step_two/two_student/0001": stage(1, 11, "two_student"),
+            "single_w/0.3/step_two/deterministic/0002": stage(2, 13, "deterministic"),
+        }
+    )
+    assert costs == {
+        ("student", 2): 5,
+        ("student", 1): 12,
+        ("two_student", 1): 11,
+        ("single_w", 2): 13,
+    }
 
 
 def test_the_papers_numbers_are_installed_with_the_package():

@@ -20,6 +20,7 @@ from guided_distill.report.run_report import (
     distance_name,
     distance_words,
     fewest_calls,
+    with_clip_note,
 )
 from guided_distill.report.tables import gap_table, table
 
@@ -104,6 +105,18 @@ def test_only_50000_samples_on_inception_features_are_called_fid_50k():
         distance_words(own, 500)
     )
     assert "clipped" not in distance_words(inception, 500)
+
+
+def test_what_shows_students_of_a_clipped_teacher_says_so():
+    stages = {
+        f"step_two/deterministic/{n:04d}": {"settings": {"step_two": {"clip_teacher": n < 4}}}
+        for n in (1, 2, 4)
+    }
+    noted = with_clip_note("![a figure](a.png)", {"stages": stages})
+    assert noted.endswith("targets of step_two/deterministic/0001, step_two/deterministic/0002.\n")
+    assert (
+        with_clip_note("a", {"stages": {}}) == "a" and with_clip_note("", {"stages": stages}) == ""
+    )
 
 
 def test_tables_show_deviations_and_mark_the_best_on_the_right_side():

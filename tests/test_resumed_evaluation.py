@@ -66,7 +66,7 @@ REFERENCE = ReferenceStats(
 def evaluation(folder, batch_size=BATCH):
     return Comparison(
         folder, REFERENCE, EXTRACTOR, EXTRACTOR,
-        num_classes=2, image_shape=SHAPE, num_samples=N, batch_size=batch_size, seed=0,
+        class_counts=(2, 2), image_shape=SHAPE, num_samples=N, batch_size=batch_size, seed=0,
     )  # fmt: skip
 
 

@@ -37,8 +37,31 @@ class Dataset:
 
 
 def cycle_labels(indices, num_classes):
-    """The label of samples `indices` `[n]`: all classes in turn, `[n]` int32."""
+    """The labels of pictures for the eye: all classes in turn, `[n]` int32 for `indices` `[n]`."""
     return (np.asarray(indices) % num_classes).astype(np.int32)
+
+
+def class_counts(source):
+    """Images of each class of a source, `[C]`."""
+    return np.bincount(source.labels, minlength=source.num_classes)
+
+
+def balanced_labels(counts, num):
+    """The labels of samples 0, …, num − 1, each class as often as the data have it, `[num]` int32.
+
+    The k-th sample of class c stands at (k + 1/2) / p_c, with p_c its share of the data. So sample
+    i has the same label whatever `num` is, and classes of one size come in turn.
+
+    Args:
+      counts: images of each class, `[C]`.
+      num: how many labels.
+    """
+    counts = np.asarray(counts, np.int64)
+    times = -(-(num + len(counts)) * counts // counts.sum()) + 1
+    labels = np.repeat(np.arange(len(counts)), times)
+    k = np.arange(len(labels)) - np.repeat(np.cumsum(times) - times, times)
+    places = (2 * k + 1) / counts[labels]
+    return labels[np.argsort(places, kind="stable")][:num].astype(np.int32)
 
 
 def hold_out(labels, share, *, name):

@@ -154,6 +154,27 @@ def students_of(stages, row):
     }
 
 
+def round_costs(stages):
+    """Network evaluations that training each distilled model took.
+
+    Args:
+      stages: `{name: record}`; of a record, `algorithm`, `num_steps` and `evaluations`, those of
+        its own training.
+
+    Returns:
+      `{(model, N): evaluations}` of its round and of those before it, without the teacher and step
+      one. Models of several fixed w have the same settings, hence the same cost.
+    """
+    costs, spent = {}, {}
+    for name, record in sorted(stages.items(), key=lambda item: -(item[1]["num_steps"] or 0)):
+        row = distillation_of(record | {"name": name})
+        if row is not None:
+            family = name.rpartition("/")[0]
+            spent[family] = spent.get(family, 0) + record["evaluations"]
+            costs[row.model, record["num_steps"]] = spent[family]
+    return costs
+
+
 def is_pair(record):
     """Whether a finished stage is used as a guided pair (x̂_c, x̂)."""
     return record["stage"] == "teacher" or (row := distillation_of(record)) and row.learns_pair

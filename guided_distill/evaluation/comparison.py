@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from guided_distill.data.dataset import cycle_labels
+from guided_distill.data.dataset import balanced_labels
 from guided_distill.data.pixels import to_uint8
 from guided_distill.evaluation.contenders import REFERENCES
 from guided_distill.evaluation.measure import Measurement
@@ -50,11 +50,11 @@ class Comparison:
       reference: `ReferenceStats` of the data set, on the extractor's features.
       extractor: `FeatureExtractor` of distances and scores.
       classifier: `TrainedClassifier` of class accuracy; may be the extractor.
-      num_classes: of the data set.
+      class_counts: images of each class in the reference, `[C]`; samples have its proportions.
       image_shape: (H, W, C).
       num_samples: n, the same in every row.
       batch_size: samples drawn and measured at a time.
-      seed: of the noise; sample i has noise i and label i mod the number of classes.
+      seed: of the noise; sample i has noise i and label i of `balanced_labels`.
     """
 
     def __init__(
@@ -64,14 +64,15 @@ class Comparison:
         extractor,
         classifier,
         *,
-        num_classes,
+        class_counts,
         image_shape,
         num_samples,
         batch_size,
         seed,
     ):
         self.folder, self.reference, self.extractor = folder, reference, extractor
-        self.classifier, self.num_classes, self.image_shape = classifier, num_classes, image_shape
+        self.classifier, self.image_shape = classifier, image_shape
+        self.labels = balanced_labels(class_counts, num_samples)
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self._stores = {}
 
@@ -119,7 +120,7 @@ class Comparison:
             "num_steps": contender.num_steps,
             "w": w,
             "n": self.num_samples,
-            "num_classes": self.num_classes,
+            "labels": sha256_of(self.labels),
             "seed": self.seed,
         }
 
@@ -170,7 +171,7 @@ class Comparison:
         started = time.perf_counter()
         x = contender.generator(
             params,
-            cond=cycle_labels(indices, self.num_classes),
+            cond=self.labels[start:stop],
             w=np.full(len(indices), w),
             indices=indices,
             num_steps=contender.num_steps,
@@ -196,7 +197,7 @@ class Comparison:
             if store is not None:
                 x = store.read(start, stop)
             others = {name: self._compared(contender, name, w, start, stop) for name in REFERENCES}
-            measurement.add(x, cycle_labels(np.arange(start, stop), self.num_classes), others)
+            measurement.add(x, self.labels[start:stop], others)
             if start < IMAGES_KEPT:
                 kept.append(to_uint8(x))
         row = {

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from guided_distill.data.dataset import class_counts
 from guided_distill.distill.distillations import (
     distillation_of,
     network_evaluations,
@@ -39,7 +40,7 @@ from guided_distill.system.progress import to_stderr, to_stdout
 from guided_distill.system.workdir import find_stages, own_workdir, params_hashes
 from guided_distill.training.metric_writer import make_metric_writer
 
-RESULTS_FORMAT = 3  # of results.json; another one is measured anew
+RESULTS_FORMAT = 4  # of results.json; another one is measured anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ def compare(config, workdir, stages, generators, source, measures):
             reference,
             extractor,
             classifier,
-            num_classes=source.num_classes,
+            class_counts=class_counts(source),
             image_shape=source.image_shape,
             num_samples=evaluation.num_samples,
             batch_size=evaluation.batch_size,

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+from guided_distill.distill.distillations import round_costs
 from guided_distill.report.curves import save_metrics_by_steps, save_trade_off
 from guided_distill.report.html import write_html
 from guided_distill.report.paper_tables import (
@@ -16,8 +17,8 @@ from guided_distill.report.paper_tables import (
     table_3,
     training_costs,
 )
-from guided_distill.report.run_report import distance_name, distance_words
-from guided_distill.report.tables import translation_table
+from guided_distill.report.run_report import distance_name, distance_words, with_clip_note
+from guided_distill.report.tables import COST_WORDS, translation_table
 from guided_distill.system.processes import first_only
 
 
@@ -56,14 +57,14 @@ def write_paper_report(folder, runs):
             parts.append(f"# {run.name}")
         parts.append(introduction(run))
         sections = list_sections(run, draw_curves(folder, run))
-        parts += [f"## {title}\n\n{body}" for title, body in sections.items() if body]
+        parts += [
+            f"## {title}\n\n{with_clip_note(body, run.provenance)}"
+            for title, body in sections.items()
+            if body
+        ]
         costs += training_costs(run.name, run.rows, run.provenance["stages"])
     if len({line["factor"] for line in costs}) > 1:
-        parts.append(
-            "# By what factor to divide\n\nNetwork evaluations of all rounds up to the student "
-            "(forward = 1, forward and backward = 3; teacher and step one left out), and its "
-            f"Fréchet distance.\n\n{factor_table(costs)}"
-        )
+        parts.append(f"# By what factor to divide\n\n{COST_WORDS}\n\n{factor_table(costs)}")
     text = "\n\n".join(parts) + "\n"
     (folder / "paper.md").write_text(text, encoding="utf-8")
     write_html(folder / "paper.html", text)
@@ -98,7 +99,8 @@ def introduction(run):
             )
     return f"""{distance_words(provenance, run.rows[0]["n"])} FD is the Fréchet distance on these
 features (the paper's FID: on Inception features, n = 50,000), IS the inception score on them.
-D / S: deterministic / stochastic sampler, each with the student distilled for it.{beside}"""
+D / S: deterministic / stochastic sampler, each with the student distilled for it.
+{COST_WORDS}{beside}"""
 
 
 def is_comparable(run):
@@ -111,10 +113,11 @@ def list_sections(run, curves):
     rows = run.rows
     paper = load_paper_results(run.provenance["data"])
     images = curves | run.figures
-    samplers, naive = sampler_table(rows), table_3(rows, paper)
-    everything = table_2(rows, paper, differences=is_comparable(run))
+    costs = round_costs(run.provenance["stages"])
+    samplers, naive = sampler_table(rows), table_3(rows, costs, paper)
+    everything = table_2(rows, costs, paper, differences=is_comparable(run))
     return {
-        "Table 1: by guidance weight": table_1(rows),
+        "Table 1: by guidance weight": table_1(rows, costs),
         "Table 2: everything": "\n\n".join([everything, *misprints(paper)]),
         "Stochastic against deterministic": samplers
         and "Fréchet distance of S over that of D; below 1 the stochastic sampler is better. Where "

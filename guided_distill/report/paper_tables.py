@@ -11,9 +11,10 @@ from guided_distill.distill.distillations import (
     SINGLE_W,
     STOCHASTIC,
     TWO_STUDENT,
-    distillation_of,
+    round_costs,
 )
-from guided_distill.report.tables import MODEL_NAMES, align
+from guided_distill.report.tables import COST, MODEL_NAMES, align, millions
+from guided_distill.system.workdir import stage_name
 
 PAPER_RESULTS = pathlib.Path(__file__).with_name("paper_results.csv")
 TABLE_1_STEPS = (1, 4, 8, 16)
@@ -63,10 +64,13 @@ def label(model, num_steps):
     return names.get(model) or f"Ours {num_steps}-step (D/S)"
 
 
-def table_1(rows):
-    """Models by guidance weight: FD and IS in neighbouring columns, best of each in bold."""
+def table_1(rows, costs):
+    """Models by guidance weight: FD and IS in neighbouring columns, best of each in bold.
+
+    `costs` are those of `round_costs`, here and below.
+    """
     weights = sorted({row["w"] for row in rows})
-    header = ["method"] + [f"{HEADERS[m]}, w = {w:g}" for w in weights for m in METRICS]
+    header = ["method", COST] + [f"{HEADERS[m]}, w = {w:g}" for w in weights for m in METRICS]
     by_key = index_rows(rows)
     few = [n for n in steps_of(rows, *D_AND_S) if n in TABLE_1_STEPS]
     body = []
@@ -76,15 +80,15 @@ def table_1(rows):
             for w in weights
             for metric in METRICS
         ]
-        body.append([label(models[0], steps), *cells])
+        body.append([label(models[0], steps), _joined_costs(costs, models, steps), *cells])
     return align([header, *body])
 
 
-def table_2(rows, paper=(), *, differences=False):
+def table_2(rows, costs, paper=(), *, differences=False):
     """Grouped by guidance weight; with the paper's numbers, and ours less theirs, where asked."""
     theirs = index_rows(paper)
     by_key = index_rows(rows)
-    header = ["w", "model", *(HEADERS[m] for m in METRICS)]
+    header = ["w", "model", COST, *(HEADERS[m] for m in METRICS)]
     if paper:
         columns = ("paper", "difference") if differences else ("paper",)
         header += [f"{HEADERS[m]}, {of}" for m in METRICS for of in columns]
@@ -96,6 +100,7 @@ def table_2(rows, paper=(), *, differences=False):
             if not any(ours):
                 continue
             line = [f"{w:g}" if first else "", label(models[0], steps)]
+            line.append(_joined_costs(costs, models, steps))
             line += [_joined(ours, metric) for metric in METRICS]
             if paper:
                 printed = [theirs.get((model, steps, w)) for model in models]
@@ -107,7 +112,7 @@ def table_2(rows, paper=(), *, differences=False):
     return align([header, *body])
 
 
-def table_3(rows, paper=()):
+def table_3(rows, costs, paper=()):
     """The two students of Algorithm 5, by w and N; '' where there are none."""
     theirs = index_rows(paper)
     ours = sorted(
@@ -117,16 +122,19 @@ def table_3(rows, paper=()):
     if not ours:
         return ""
     by_key = index_rows(rows)
-    header = ["w", "N", "calls", "FD", "IS", "FD of DDIM, same N", "FD of ours (D), same N"]
+    header = ["w", "N", "calls", COST, "FD", "IS"]
+    header += ["FD of DDIM, same N", "FD of ours (D), same N", f"its {COST}"]
     header += ["FD, paper", "IS, paper"] if paper else []
     body = []
     for row in ours:
         key = (row["num_steps"], row["w"])
         line = [f"{row['w']:g}", str(row["num_steps"]), str(row["network_calls"])]
+        line.append(millions(costs, TWO_STUDENT.model, row["num_steps"]))
         line += [f"{row['fid']:.2f}", f"{row['is']:.2f}"]
         line += [
             _joined([by_key.get((model, *key))], "fid") for model in ("ddim", DETERMINISTIC.model)
         ]
+        line.append(millions(costs, DETERMINISTIC.model, row["num_steps"]))
         if paper:
             printed = theirs.get((TWO_STUDENT.model, *key))
             line += [_joined([printed], metric) for metric in METRICS]
@@ -182,7 +190,7 @@ def factor_table(costs):
       costs: lines of `training_costs`, of one or several runs.
     """
     weights = sorted({w for line in costs for w in line["fid"]})
-    header = ["N", "factor", "million evaluations", *(f"FD, w = {w:g}" for w in weights), "run"]
+    header = ["N", "factor", COST, *(f"FD, w = {w:g}" for w in weights), "run"]
     body = [
         [
             str(line["num_steps"]),
@@ -205,32 +213,22 @@ def training_costs(name, rows, stages):
       stages: `provenance["stages"]` of its results.
 
     Returns:
-      Plain dicts: `run`, `factor`, `num_steps`, `evaluations` (network evaluations of its round
-      and of those before it, without teacher and step one), `fid` by w.
+      Plain dicts: `run`, `factor`, `num_steps`, `evaluations` as in `round_costs`, `fid` by w.
     """
-    rounds = [
-        stage
-        for path, stage in stages.items()
-        if distillation_of(stage | {"name": path}) is DETERMINISTIC
-    ]
-    distances = {}
+    costs, distances = round_costs(stages), {}
     for row in rows:
         if row["model"] == DETERMINISTIC.model:
             distances.setdefault(row["num_steps"], {})[row["w"]] = row["fid"]
-    spent, costs = 0, []
-    for stage in sorted(rounds, key=lambda stage: -stage["num_steps"]):
-        spent += stage["evaluations"]
-        if stage["num_steps"] in distances:
-            costs.append(
-                {
-                    "run": name,
-                    "factor": stage["factor"],
-                    "num_steps": stage["num_steps"],
-                    "evaluations": spent,
-                    "fid": distances[stage["num_steps"]],
-                }
-            )
-    return costs
+    return [
+        {
+            "run": name,
+            "factor": stages[stage_name("step_two", DETERMINISTIC.algorithm, num_steps)]["factor"],
+            "num_steps": num_steps,
+            "evaluations": costs[DETERMINISTIC.model, num_steps],
+            "fid": distances[num_steps],
+        }
+        for num_steps in sorted(distances, reverse=True)
+    ]
 
 
 def _groups(rows, student_steps):
@@ -239,6 +237,12 @@ def _groups(rows, student_steps):
     for model in ONE_BY_ONE:
         groups += [((model,), steps) for steps in steps_of(rows, model)]
     return groups
+
+
+def _joined_costs(costs, models, num_steps):
+    """'6.46 / 6.46': the cost of one or two models' rounds; '' for what has none."""
+    cells = [millions(costs, model, num_steps) for model in models]
+    return " / ".join(cell or "-" for cell in cells) if any(cells) else ""
 
 
 def _joined(rows, metric, all_rows=None, w=None):

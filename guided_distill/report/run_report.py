@@ -2,10 +2,12 @@
 
 import pathlib
 
+from guided_distill.distill.distillations import round_costs
 from guided_distill.report.curves import save_distance_by_calls, save_round_gaps, save_trade_off
 from guided_distill.report.grids import save_strips
 from guided_distill.report.html import write_html
 from guided_distill.report.tables import (
+    COST_WORDS,
     MODEL_NAMES,
     align,
     calls_label,
@@ -156,13 +158,18 @@ def distance_words(provenance, n):
     return on + clip_words(provenance)
 
 
-def clip_words(provenance):
-    """Which students learnt from a clipped teacher, as the paper's do not; '' for none."""
-    clipped = [
+def clipped_stages(provenance):
+    """Names of the stages whose teacher was clipped in their targets."""
+    return [
         name
         for name, stage in provenance["stages"].items()
         if stage["settings"].get("step_two", {}).get("clip_teacher")
     ]
+
+
+def clip_words(provenance):
+    """Which students learnt from a clipped teacher, as the paper's do not; '' for none."""
+    clipped = clipped_stages(provenance)
     if not clipped:
         return ""
     return (
@@ -171,10 +178,18 @@ def clip_words(provenance):
     )
 
 
+def with_clip_note(text, provenance):
+    """What is shown of students, and which of them learnt from a clipped teacher."""
+    clipped = clipped_stages(provenance)
+    if not (text and clipped):
+        return text
+    return f"{text.rstrip()}\n\nTeacher clipped in the targets of {', '.join(clipped)}.\n"
+
+
 def render_markdown(results, *, with_nearest):
     """The report as Markdown."""
     rows, provenance = results["rows"], results["provenance"]
-    parts = [
+    of_students = [
         _title(rows, provenance),
         _distance(rows, provenance),
         _same_noise(rows),
@@ -182,12 +197,11 @@ def render_markdown(results, *, with_nearest):
         _classes_and_score(rows, provenance),
         _neighbours(rows, provenance),
         _translation(results["translations"]),
-        _speed(rows, provenance),
         _dial(),
         _nearest() if with_nearest else "",
-        _training(provenance),
-        _provenance(provenance),
     ]
+    parts = [with_clip_note(part, provenance) for part in of_students]
+    parts += [_speed(rows, provenance), _training(provenance), _provenance(provenance)]
     return "\n".join(part for part in parts if part)
 
 
@@ -209,7 +223,7 @@ students that need {min(calls)} to {max(calls)}, over guidance weights w in [{w_
 
 ![The same noise through every model](comparison.png)
 
-Every strip starts from the same ten noise samples, labels 0 to 9 of the data set's classes.
+Every strip starts from the same ten noise samples and has the same labels.
 """
 
 
@@ -240,8 +254,9 @@ def _distance(rows, provenance):
     return f"""## {distance_name(provenance, n)}
 
 {distance_words(provenance, n)} Lower is better; bold marks the best of the few-call models.
+{COST_WORDS}
 
-{table(rows, "fid", 2)}
+{table(rows, "fid", 2, round_costs(provenance["stages"]))}
 
 ![Fréchet distance against network calls](distance_by_calls.png)
 
@@ -384,7 +399,7 @@ def _provenance(provenance):
         "features": f"{provenance['features']}, resize: {reference.get('resize', 'unknown')}",
         "classifier": provenance["classifier"],
         "samples": f"{evaluation['num_samples']:,} a row, seed {evaluation['seed']}, "
-        f"draws {evaluation['num_draws']}",
+        f"draws {evaluation['num_draws']}, classes in the training images' proportions",
         "software": f"jax {provenance['jax']} on {provenance['devices']}",
     }
     return f"""## Provenance

@@ -14,6 +14,11 @@ MODEL_NAMES = REFERENCES | {model: row.title for model, row in STUDENTS.items()}
 PAIRS = ("teacher", *BASELINES, *(m for m, row in STUDENTS.items() if row.learns_pair))
 HIGHER_IS_BETTER = ("accuracy", "is", "precision", "recall")
 SCALES = {"kid": 1000}
+COST = "million evaluations"
+COST_WORDS = (
+    "Million evaluations: what its round and those before it took to train, in network "
+    "evaluations (forward = 1, forward and backward = 3), teacher and step one left out."
+)
 
 
 def main_model(models):
@@ -27,10 +32,11 @@ def calls_label(model, num_steps):
     return f"{MODEL_NAMES[model]}, {calls} call{'s' if calls > 1 else ''}"
 
 
-def table(rows, metric, digits):
+def table(rows, metric, digits, costs=None):
     """A Markdown table of one metric: a line per model and N, a column per w.
 
-    The best of the few-call models (all but the references) in each column is bold.
+    The best of the few-call models (all but the references) in each column is bold. With `costs`
+    of `round_costs`, a last column has the million evaluations that a model's rounds took.
     """
     weights = sorted({row["w"] for row in rows})
     lines = {}
@@ -57,8 +63,15 @@ def table(rows, metric, digits):
         calls = next(iter(by_w.values()))["network_calls"]
         name = [MODEL_NAMES[model], str(num_steps), str(calls)]
         body.append(name + [cell(by_w.get(w)) for w in weights])
+        body[-1] += [millions(costs, model, num_steps)] if costs else []
     header = ["model", "N", "calls"] + [f"w = {w:g}" for w in weights]
-    return align([header, *body])
+    return align([header + ([COST] if costs else []), *body])
+
+
+def millions(costs, model, num_steps):
+    """The cost of a model's rounds in millions, of `round_costs`; '' for what has no rounds."""
+    cost = costs.get((model, num_steps))
+    return "" if cost is None else f"{cost / 1e6:.2f}"
 
 
 def gap_table(gaps):
