@@ -63,7 +63,7 @@ def get_config():
 
     # U-Net, the same for teacher and students but for the students' w branch
     config.model = ConfigDict()
-    config.model.prediction = "v"  # what the network predicts: x | eps | v
+    config.model.prediction = "v"  # what the network predicts: x | eps | v | flow
     config.model.width = 64  # channels at full resolution
     config.model.channel_mults = (1, 2)  # × width, one per resolution; each halves the size
     config.model.num_res_blocks = 2  # per resolution

@@ -11,7 +11,7 @@ from conftest import ROOT, plain_model, random_params, small_model, small_unet
 from numpy.testing import assert_allclose, assert_array_equal
 
 from guided_distill.diffusion.guidance import guide
-from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
+from guided_distill.diffusion.parameterization import X_FROM_PREDICTION, straight_path
 from guided_distill.models.build import count_params, unet_model
 from guided_distill.models.embeddings import embed_logsnr, embed_w
 from guided_distill.models.model import Conditioning, clip_prediction
@@ -169,7 +169,8 @@ def test_denoiser_reads_each_kind_of_prediction(inputs, prediction):
     z, logsnr, labels, w = inputs
     model = small_model(prediction)
     params = random_params(model)
-    raw = model.apply(params, z, logsnr, labels, None, None)
+    told = straight_path(z, logsnr) if prediction == "flow" else z
+    raw = model.apply(params, told, logsnr, labels, None, None)
     x_hat = model.denoiser(params, labels)(z, logsnr, w)
     assert_array_equal(x_hat, X_FROM_PREDICTION[prediction](raw, z, logsnr))
 

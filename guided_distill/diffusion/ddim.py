@@ -62,7 +62,7 @@ def renoise(z_k, eps, *, logsnr_k, logsnr_s):
     """
     alpha_k, _ = alpha_sigma(logsnr_k, z_k.ndim)
     alpha_s, sigma_s = alpha_sigma(logsnr_s, z_k.ndim)
-    noise_share = -jnp.expm1(expand_dims(logsnr_s - logsnr_k, z_k.ndim))
+    noise_share = -jnp.expm1(expand_dims(_difference(logsnr_s, logsnr_k), z_k.ndim))
     return alpha_s / alpha_k * z_k + jnp.sqrt(noise_share) * sigma_s * eps
 
 
@@ -75,6 +75,12 @@ def _step_weights(logsnr_t, logsnr_s, ndim):
     logsnr_t = jnp.asarray(logsnr_t, jnp.float32)
     logsnr_s = jnp.asarray(logsnr_s, jnp.float32)
     alpha_s, _ = alpha_sigma(logsnr_s, ndim)
-    ratio = jnp.exp(0.5 * (jax.nn.softplus(logsnr_t) - jax.nn.softplus(logsnr_s)))
-    shrink = -jnp.expm1(0.5 * (logsnr_t - logsnr_s))
+    softplus = jax.nn.softplus
+    ratio = jnp.exp(0.5 * _difference(softplus(logsnr_t), softplus(logsnr_s)))
+    shrink = -jnp.expm1(0.5 * _difference(logsnr_t, logsnr_s))
     return expand_dims(ratio, ndim), alpha_s * expand_dims(shrink, ndim)
+
+
+def _difference(a, b):
+    """a − b, which is 0 where both are the same infinity: λ at the end of a schedule may be one."""
+    return jnp.where(a == b, 0.0, a - b)

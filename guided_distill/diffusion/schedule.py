@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+FLOW_LOGSNR_MAX = 20.0  # as of the cosine schedule: σ = 4.5e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +20,12 @@ class Schedule:
       logsnr: t -> λ_t, any shape, float32; λ may be infinite at the ends.
       num_times: T of a model that is trained and asked at t = 1/T, …, 1 alone; None where t is
         continuous.
+      spec: what `read_schedule` makes the same of, plain JSON; None where Python alone knows it.
     """
 
     logsnr: Callable
     num_times: int | None = None
+    spec: dict | None = None
 
     def draw_times(self, keys):
         """One t per key that the model is trained at, uniform, `[B]` float32."""
@@ -32,18 +37,46 @@ class Schedule:
 
 def cosine_schedule(logsnr_min=-20.0, logsnr_max=20.0):
     """The continuous cosine `Schedule`; arguments as in `cosine_logsnr`."""
-    return Schedule(functools.partial(cosine_logsnr, logsnr_min=logsnr_min, logsnr_max=logsnr_max))
+    ends = {"logsnr_min": float(logsnr_min), "logsnr_max": float(logsnr_max)}
+    return Schedule(functools.partial(cosine_logsnr, **ends), spec={"name": "cosine"} | ends)
 
 
-def table_schedule(logsnrs):
+def table_schedule(logsnrs, spec=None):
     """The `Schedule` of a model of T discrete times.
 
     Args:
       logsnrs: λ at t = 0, 1/T, …, 1, `[T + 1]`, falling; the first may be infinite (x itself).
+      spec: as in `Schedule`.
     """
-    table = jnp.asarray(logsnrs, jnp.float32)
-    last = table.shape[0] - 1
-    return Schedule(lambda t: table[jnp.round(jnp.asarray(t) * last).astype(jnp.int32)], last)
+    table = np.asarray(logsnrs, np.float32)
+    last = len(table) - 1
+
+    def logsnr(t):
+        return jnp.asarray(table)[jnp.round(jnp.asarray(t) * last).astype(jnp.int32)]
+
+    return Schedule(logsnr, last, spec)
+
+
+def flow_schedule(shift=1.0):
+    """The continuous `Schedule` of rectified flow, whose z is (1 − σ) x + σ ε.
+
+    In unit-variance latents that is λ = 2 log((1 − σ) / σ), with σ = shift · t /
+    (1 + (shift − 1) t). λ ends at −∞, which is noise alone, and is cut at `FLOW_LOGSNR_MAX`.
+    """
+    shift = float(shift)
+
+    def logsnr(t):
+        t = jnp.asarray(t, jnp.float32)
+        # (1 − σ) / σ = (1 − t) / (shift · t).
+        rising = 2.0 * (jnp.log1p(-t) - jnp.log(t) - math.log(shift))
+        return jnp.minimum(rising, FLOW_LOGSNR_MAX)
+
+    return Schedule(logsnr, spec={"name": "flow", "shift": shift})
+
+
+def flow_sigma(logsnr):
+    """σ of rectified flow at λ: what such networks are told, any shape."""
+    return jax.nn.sigmoid(-0.5 * jnp.asarray(logsnr, jnp.float32))
 
 
 def nearest_index(logsnr, logsnrs):
@@ -79,6 +112,14 @@ def cosine_logsnr(t, logsnr_min=-20.0, logsnr_max=20.0):
     clean_half = -2.0 * jnp.log(jnp.tan(slope * t + angle_0))
     noisy_half = 2.0 * jnp.log(jnp.tan(slope * (1.0 - t) + angle_1))
     return jnp.where(t < 0.5, clean_half, noisy_half)
+
+
+def cosine_time(logsnr, logsnr_min=-20.0, logsnr_max=20.0):
+    """t of λ_t on the cosine schedule, the inverse of `cosine_logsnr`."""
+    angle_0 = math.atan(math.exp(-0.5 * logsnr_max))
+    angle_1 = math.atan(math.exp(0.5 * logsnr_min))
+    slope = 0.5 * math.pi - angle_0 - angle_1
+    return (jnp.arctan(jnp.exp(-0.5 * jnp.asarray(logsnr, jnp.float32))) - angle_0) / slope
 
 
 def alpha_sigma(logsnr, ndim):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from guided_distill.diffusion.guidance import guide
-from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
+from guided_distill.diffusion.parameterization import X_FROM_PREDICTION, straight_path
 from guided_distill.diffusion.schedule import Schedule
 
 Denoiser = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -65,7 +65,8 @@ class Model:
       apply: `(params, z [B, …], logsnr [B], cond, w [B] or None, dropout_keys [B] or None) ->
         prediction`, the shape of z.
       init: `key -> params`.
-      prediction: what it predicts: "x", "eps" or "v".
+      prediction: what it predicts: "x", "eps", "v" or "flow", which is given the straight path
+        (1 − σ) x + σ ε in place of z.
       schedule: `Schedule` that it is trained on.
       conditioning: `Conditioning`.
       sample_shape: of one x, such as (H, W, C).
@@ -88,7 +89,8 @@ class Model:
         """Denoiser with parameters and conditioning bound; x_hat is float32, the shape of z."""
 
         def denoise(z, logsnr, w):
-            out = self.apply(params, z, logsnr, cond, w if self.knows_w else None, dropout_keys)
+            told = straight_path(z, logsnr) if self.prediction == "flow" else z
+            out = self.apply(params, told, logsnr, cond, w if self.knows_w else None, dropout_keys)
             return X_FROM_PREDICTION[self.prediction](out, z, logsnr)
 
         return denoise
