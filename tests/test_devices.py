@@ -20,7 +20,7 @@ from guided_distill.errors import UserError
 from guided_distill.jobs import compile_check
 from guided_distill.models.build import count_params
 from guided_distill.run import settings
-from guided_distill.run.programs import StagePrograms
+from guided_distill.run.programs import StagePrograms, image_example, unet_models
 from guided_distill.run.settings import load_config
 from guided_distill.run.stages import plan_stages
 from guided_distill.run.trainer import Trainer
@@ -39,6 +39,11 @@ from guided_distill.training.update import (
 
 BATCH = 16
 PARAMETER_BYTES = 4
+
+
+def programs_of(config, mesh, image_shape, num_classes):
+    models = unet_models(config, image_shape, num_classes)
+    return StagePrograms(config, mesh, models, image_example(image_shape))
 
 
 def config_of(name, variant=""):
@@ -112,7 +117,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(batch, kind, mesh):
 def test_parts_are_reduced_over_the_devices_once():
     config = config_of("digits", "smoke")
     config.memory.gradient_accumulation = 4
-    programs = StagePrograms(config, mesh_of(8), (8, 8, 1), 10)
+    programs = programs_of(config, mesh_of(8), (8, 8, 1), 10)
     teacher = plan_stages(config)[0]
     state, _, _ = programs.shapes(teacher)
     text = programs.lower(teacher).compile().as_text()
@@ -150,7 +155,7 @@ def test_state_per_device_is_the_share_of_the_fsdp_axis():
     config.model.num_res_blocks = 1  # Blocks more are traced for seconds, and split alike.
     held = {}
     for fsdp in (1, 8):
-        programs = StagePrograms(config, mesh_of(8 // fsdp, fsdp), (64, 64, 3), 1000)
+        programs = programs_of(config, mesh_of(8 // fsdp, fsdp), (64, 64, 3), 1000)
         for stage in programs.kinds(plan_stages(config)):
             trees = [tree for tree in programs.shapes(stage)[:2] if tree is not None]
             held[stage.name, fsdp] = sum(

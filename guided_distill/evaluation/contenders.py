@@ -70,7 +70,7 @@ def list_contenders(
             steps,
             calls_per_step(stage.record),
             stage,
-            generators.of(stage.record, sampler),
+            generators.of(stage, sampler),
             only_w=stage.record["w_range"][0] if row and row.knows_one_w else None,
             ancestral_mix=generators.ancestral_mix if sampler == "ancestral" else None,
             compares_with=REFERENCES if row and row.compares_with_step_one else ("teacher",),

@@ -7,7 +7,7 @@ import numpy as np
 from guided_distill.data.pixels import to_float
 from guided_distill.distill.algorithms import add_noise, ddim_target
 from guided_distill.distill.distillations import distillation_of
-from guided_distill.models.build import model_of_record
+from guided_distill.models.build import model_of
 from guided_distill.models.model import clip_prediction
 from guided_distill.system.progress import Progress
 from guided_distill.system.workdir import teacher_of
@@ -37,7 +37,7 @@ def measure_round_gaps(stages, source, weights, *, seed):
         record, teacher = stage.record, teacher_of(stage, stages)
         params = jax.device_put((stage.params, teacher.params))
         factor = record["factor"]
-        gap = compiled.setdefault(factor, compile_gap(model_of_record(record), factor))
+        gap = compiled.setdefault(factor, compile_gap(model_of(stage), factor))
         bound = np.float32(1.0 if record["config"]["step_two"]["clip_teacher"] else np.inf)
         low, high = record["w_range"]
         for w in (w for w in weights if low <= w <= high):

@@ -55,7 +55,7 @@ def make_coder(system, encoder, decoder, generators, *, num_steps, seed):
     """
 
     def make_run(stage, sampler):
-        generator = generators.of(stage.record, sampler)
+        generator = generators.of(stage, sampler)
 
         def run(start, labels, w):
             return generator(

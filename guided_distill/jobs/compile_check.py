@@ -13,7 +13,7 @@ from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
 from guided_distill.report.tables import align
 from guided_distill.run import settings
-from guided_distill.run.programs import StagePrograms
+from guided_distill.run.programs import StagePrograms, image_example, unet_models
 from guided_distill.run.stages import plan_stages, select_stages
 from guided_distill.system.files import output_path, write_json
 from guided_distill.system.progress import to_stderr, to_stdout
@@ -65,7 +65,8 @@ def run(request):
         num_classes = num_classes or dataset.num_classes
     settings.check_model(config.model, image_shape)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-    programs = StagePrograms(config, mesh, image_shape, num_classes)
+    models = unet_models(config, image_shape, num_classes)
+    programs = StagePrograms(config, mesh, models, image_example(image_shape))
     limit = device_memory(devices[0])
     stages = programs.kinds(select_stages(plan_stages(config), request.stage))
     rows = [check_stage(programs, stage, limit) for stage in stages]

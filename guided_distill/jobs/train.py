@@ -122,7 +122,7 @@ def preview(config, workdir, generators, on_images, stage, finished, update, wri
     weights = [w for w in config.evaluation.w if w_min <= w <= w_max] or [w_min]
     num_steps = stage.num_steps or min(PREVIEW_STEPS, config.step_two.start_steps)
     indices = np.tile(np.arange(PREVIEW_SAMPLES), len(weights))
-    x = generators.of(record)(
+    x = generators.of(finished)(
         finished.params,
         cond=cycle_labels(indices, record["num_classes"]),
         w=np.repeat(weights, PREVIEW_SAMPLES),

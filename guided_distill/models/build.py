@@ -63,8 +63,9 @@ def wrap_network(network, *, image_shape, prediction, schedule):
     )
 
 
-def model_of_record(record):
-    """The `Model` of a finished stage, from its `stage.json`."""
+def model_of(stage):
+    """The `Model` of a `FinishedStage`."""
+    record = stage.record
     return unet_model(
         record["config"]["model"],
         record["config"]["schedule"],

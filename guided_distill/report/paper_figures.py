@@ -75,7 +75,7 @@ class FigureMaker:
 
     def _draw(self, stage, num_steps, w, labels):
         """`[n, H, W, C]` uint8; sample k of every picture starts from noise k."""
-        x = self.generators.of(stage.record)(
+        x = self.generators.of(stage)(
             stage.params,
             cond=np.asarray(labels, np.int32),
             w=np.full(len(labels), w),

@@ -32,22 +32,14 @@ class StagePrograms:
     Args:
       config: a checked ConfigDict.
       mesh: the devices.
-      image_shape: (H, W, C) of the data.
-      num_classes: of the data.
+      models: (teacher, student), `Model`s as of `unet_models`.
+      example: one (x, conditioning) of the data, as shapes, as of `image_example`.
     """
 
-    def __init__(self, config, mesh, image_shape, num_classes):
+    def __init__(self, config, mesh, models, example):
         self.config, self.mesh = config, mesh
-        make_model = functools.partial(
-            unet_model,
-            config.model,
-            config.schedule,
-            image_shape=tuple(image_shape),
-            num_classes=num_classes,
-            remat=config.memory.remat,
-        )
-        self.teacher = make_model(knows_w=False, dropout=config.teacher.dropout)
-        self.student = make_model(knows_w=True)
+        self.teacher, self.student = models
+        self.example = example
         self.optimizer = make_optimizer(**config.optimizer)
         self._inits, self._updates = {}, {}
 
@@ -92,11 +84,10 @@ class StagePrograms:
         """The stage's update as a program for shapes and layouts alone, on any kind of mesh."""
         state, teacher_params, key = self.shapes(stage)
         layout = sharding.batch_sharding(self.mesh)
-        batch_size = stage.optimization["batch_size"]
-        x_shape = (batch_size, *self.teacher.sample_shape)
-        batch = (
-            jax.ShapeDtypeStruct(x_shape, jnp.uint8, sharding=layout),
-            jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=layout),
+        size = stage.optimization["batch_size"]
+        batch = jax.tree.map(
+            lambda one: jax.ShapeDtypeStruct((size, *one.shape), one.dtype, sharding=layout),
+            self.example,
         )
         return self.update_of(stage).lower(state, given_of(stage, key, teacher_params), batch)
 
@@ -166,6 +157,25 @@ class StagePrograms:
             tree,
             sharding.state_shardings(tree, self.mesh),
         )
+
+
+def unet_models(config, image_shape, num_classes):
+    """(teacher, student) of a config that trains its own teacher, for labelled images."""
+    make_model = functools.partial(
+        unet_model,
+        config.model,
+        config.schedule,
+        image_shape=tuple(image_shape),
+        num_classes=num_classes,
+        remat=config.memory.remat,
+    )
+    return make_model(knows_w=False, dropout=config.teacher.dropout), make_model(knows_w=True)
+
+
+def image_example(image_shape):
+    """One labelled image as shapes."""
+    image = jax.ShapeDtypeStruct(tuple(image_shape), jnp.uint8)
+    return image, jax.ShapeDtypeStruct((), jnp.int32)
 
 
 def kind_of(stage):

@@ -8,7 +8,7 @@ from guided_distill.data.batches import Batches
 from guided_distill.models.build import count_params
 from guided_distill.run import settings
 from guided_distill.run.checks import check_parent, check_settings, check_teacher
-from guided_distill.run.programs import StagePrograms
+from guided_distill.run.programs import StagePrograms, image_example, unet_models
 from guided_distill.system import sharding
 from guided_distill.system.files import Damaged, write_json
 from guided_distill.system.progress import Progress, to_stderr
@@ -36,9 +36,9 @@ class Trainer:
         self.on_stage_end = on_stage_end
         self.dataset, self.source = dataset, dataset.train
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-        self.programs = StagePrograms(
-            config, self.mesh, self.source.image_shape, self.source.num_classes
-        )
+        image_shape = self.source.image_shape
+        models = unet_models(config, image_shape, self.source.num_classes)
+        self.programs = StagePrograms(config, self.mesh, models, image_example(image_shape))
         self.updates_before, self.warned_of_metrics = 0, False
         self.newest = None  # The stage found or finished last, whose params are at hand.
 

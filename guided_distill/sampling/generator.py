@@ -13,7 +13,7 @@ from guided_distill.diffusion.samplers import (
     sample_stochastic,
 )
 from guided_distill.distill.distillations import ENCODE, choose_sampler, is_pair
-from guided_distill.models.build import model_of_record
+from guided_distill.models.build import model_of
 from guided_distill.system.sharding import batch_sharding, place, put, to_host
 
 NOISE_STREAM = 2**31 - 1  # sets the noise drawn on the way apart from the noise at the start
@@ -33,11 +33,12 @@ class Generators:
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self._made = {}
 
-    def of(self, record, sampler=None):
-        """The `Generator` of a stage's record; the sampler is its own unless named.
+    def of(self, stage, sampler=None):
+        """The `Generator` of a `FinishedStage`; the sampler is its own unless named.
 
         `ENCODE` gives one that leads from images to latents.
         """
+        record = stage.record
         sampler = sampler or choose_sampler(record)
         parts = [record["config"]["model"], record["config"]["schedule"]]
         parts += [record["num_classes"], record["image_shape"]]
@@ -45,7 +46,7 @@ class Generators:
         key = json.dumps(parts, sort_keys=True)
         if key not in self._made:
             self._made[key] = Generator(
-                model_of_record(record),
+                model_of(stage),
                 sampler,
                 guided=is_pair(record),
                 mesh=self.mesh,

@@ -55,7 +55,7 @@ class Sampler:
         max_batch_size: int = 256,
     ) -> None:
         """As `load`, of a finished stage that is at hand."""
-        self.record, self.num_steps = stage.record, num_steps
+        self.record, self.num_steps, self._stage = stage.record, num_steps, stage
         self.name = choose_sampler(self.record, sampler, force=force)
         self._params = sharding.place(stage.params, sharding.make_mesh())
         self._max_batch_size = max_batch_size
@@ -135,7 +135,7 @@ class Sampler:
         bucket = 2 ** math.ceil(math.log2(min(n, self._max_batch_size)))
         if bucket not in self._generators:
             generators = Generators(sharding.make_mesh(), bucket)
-            self._generators[bucket] = generators.of(self.record, self.name)
+            self._generators[bucket] = generators.of(self._stage, self.name)
         return self._generators[bucket]
 
 
