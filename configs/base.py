@@ -83,6 +83,9 @@ def get_config():
 
     # Teacher: the classifier-free-guided diffusion model (Eq. 1)
     config.teacher = ConfigDict()
+    # Folder of a model that is there, imported or a finished stage: then none is trained here, and
+    # of an imported one the sections model (but dtype) and schedule are not read; "" trains one
+    config.teacher.path = ""
     config.teacher.num_updates = 100_000
     config.teacher.batch_size = 128  # examples per update, over all devices
     config.teacher.learning_rate = 2e-4  # peak
@@ -163,27 +166,32 @@ def get_config():
 
 
 def rounds_down(start_steps, *, num_updates, last_updates, learning_rate, factor=2, last=1):
-    """One ConfigDict per round: start_steps/factor, …, last; rounds to 2 or 1 steps are longer.
+    """One ConfigDict per round: start_steps/factor, …, last; rounds to 2 or 1 steps are longer."""
+    steps = [start_steps // factor]
+    while steps[-1] // factor >= last:
+        steps.append(steps[-1] // factor)
+    return rounds_to(
+        *steps, num_updates=num_updates, last_updates=last_updates, learning_rate=learning_rate
+    )
+
+
+def rounds_to(*steps, num_updates, last_updates, learning_rate):
+    """One ConfigDict per round, to each N of `steps` in turn; those to 2 or 1 are longer.
 
     `clip_teacher`: samplers clip predictions to [-1, 1], the paper's target does not. True clips
     the teacher's predictions in a round's target too, so that its sampler as used is distilled.
     """
-    rounds = []
-    num_steps = start_steps // factor
-    while num_steps >= last:
-        updates = last_updates if num_steps <= 2 else num_updates
-        rounds.append(
-            ConfigDict(
-                dict(
-                    num_steps=num_steps,
-                    num_updates=updates,
-                    learning_rate=learning_rate,
-                    clip_teacher=False,
-                )
+    return tuple(
+        ConfigDict(
+            dict(
+                num_steps=num_steps,
+                num_updates=last_updates if num_steps <= 2 else num_updates,
+                learning_rate=learning_rate,
+                clip_teacher=False,
             )
         )
-        num_steps //= factor
-    return tuple(rounds)
+        for num_steps in steps
+    )
 
 
 def make_smoke(config):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from guided_distill.jobs.train import train as train
+    from guided_distill.models.importing import import_torch as import_torch
     from guided_distill.models.model import Model as Model
     from guided_distill.run.settings import load_config as load_config
     from guided_distill.sampling.sampler import Sampler as Sampler
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 HOMES = {
     "Model": "models.model",
     "Sampler": "sampling.sampler",
+    "import_torch": "models.importing",
     "load_config": "run.settings",
     "train": "jobs.train",
 }

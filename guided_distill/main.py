@@ -27,8 +27,10 @@ MODES = (  # each a module of `jobs`, with the `Request` that its flags fill and
     "reference_stats",
     "convert_inception",
     "compile_check",
+    "import",
 )
-MODES_OF_ONE_PROCESS = ("prepare_data", "convert_inception", "compile_check")
+MODES_OF_ONE_PROCESS = ("prepare_data", "convert_inception", "compile_check", "import")
+JOBS = {"import": "import_model"}  # modules that cannot have their mode's name
 OF_ONE_PROCESS = ("config", "coordinator", "process_id", "compilation_cache")
 OF_EVERY_MODE = (
     "config", "workdir", "mode", "compilation_cache", "distributed", "coordinator",
@@ -56,7 +58,9 @@ flags.DEFINE_string(
     "step_two/stochastic, single_w/1; default: the deterministic student of --num_steps).",
 )
 flags.DEFINE_string(
-    "teacher", None, "train: folder of a finished stage, in any workdir, to distill from."
+    "teacher",
+    None,
+    "train: folder of an imported model, or of a finished stage in any workdir, to distill from.",
 )
 flags.DEFINE_integer(
     "num_steps",
@@ -97,7 +101,13 @@ flags.DEFINE_string(
     "out",
     None,
     "sample: an image (grid.png) or arrays (samples.npz). translate: the figure. "
-    "reference_stats, convert_inception: the .npz to write. evaluate --images: JSON.",
+    "reference_stats, convert_inception: the .npz to write. evaluate --images: JSON. "
+    "import: the folder to write.",
+)
+flags.DEFINE_string(
+    "from",
+    None,
+    "import: a Python file whose get_teacher() gives the arguments of guided_distill.import_torch.",
 )
 flags.DEFINE_string(
     "weights", None, "convert_inception: the .pth file that the field's FID tools use."
@@ -229,7 +239,8 @@ def describe_run():
 
 def run_mode():
     """Runs the job of `--mode` with its flags; returns its exit code, None for 0."""
-    job = importlib.import_module(f"guided_distill.jobs.{_MODE.value}")
+    name = JOBS.get(_MODE.value, _MODE.value)
+    job = importlib.import_module(f"guided_distill.jobs.{name}")
     return job.run(make_request(job.Request))
 
 
@@ -238,8 +249,9 @@ def make_request(request_class):
     names = [field.name for field in dataclasses.fields(request_class)]
     if "workdir" in names:
         check_workdir()
-    refuse_unused(names)
-    given = {name: flag_value(name) for name in names if name in flags.FLAGS and name != "config"}
+    flag_of = {name: name.rstrip("_") for name in names}  # `from_` is the flag --from.
+    refuse_unused(list(flag_of.values()))
+    given = {name: flag_value(flag) for name, flag in flag_of.items() if flag in flags.FLAGS}
     given = {name: value for name, value in given.items() if value is not None}
     if "config" in names:
         given["config"] = choose_config(given.get("workdir"))

@@ -20,7 +20,7 @@ from guided_distill.errors import UserError
 from guided_distill.jobs import compile_check
 from guided_distill.models.build import count_params
 from guided_distill.run import settings
-from guided_distill.run.programs import StagePrograms, image_example, unet_models
+from guided_distill.run.programs import StagePrograms, image_example, make_models
 from guided_distill.run.settings import load_config
 from guided_distill.run.stages import plan_stages
 from guided_distill.run.trainer import Trainer
@@ -42,7 +42,7 @@ PARAMETER_BYTES = 4
 
 
 def programs_of(config, mesh, image_shape, num_classes):
-    models = unet_models(config, image_shape, num_classes)
+    models = make_models(config, image_shape, num_classes)
     return StagePrograms(config, mesh, models, image_example(image_shape))
 
 
@@ -224,7 +224,7 @@ def test_collectives_are_counted_from_the_programs_text():
 def test_an_update_that_does_not_fit_is_refused_before_the_run(tmp_path):
     config = config_of("digits", "smoke")
     dataset = open_dataset(config.data)
-    trainer = Trainer(config, tmp_path, dataset, on_stage_end=None)
+    trainer = Trainer(config, tmp_path, dataset, make_models(config, (8, 8, 1), 10), on_stage_end=None)
     trainer.check_memory(plan_stages(config)[:1], None)
     with pytest.raises(UserError, match=r"teacher: an update takes .* which has 0.00: .*remat"):
         trainer.check_memory(plan_stages(config)[:1], 1_000)

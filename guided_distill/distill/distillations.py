@@ -219,6 +219,8 @@ def choose_sampler(record, name="", *, force=False):
 def network_evaluations(record):
     """Network evaluations that training a stage took: forward = 1, forward and backward = 3."""
     row = distillation_of(record)
+    if not record["updates"]:
+        return 0
     if row is None:
         per_example = {"teacher": 3, "step_one": 2 + 3}[record["stage"]]  # the pair, the student
     else:

@@ -13,8 +13,8 @@ from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
 from guided_distill.report.tables import align
 from guided_distill.run import settings
-from guided_distill.run.programs import StagePrograms, image_example, unet_models
-from guided_distill.run.stages import plan_stages, select_stages
+from guided_distill.run.programs import StagePrograms, image_example, make_models
+from guided_distill.run.stages import first_teacher, plan_stages, select_stages, stages_after
 from guided_distill.system.files import output_path, write_json
 from guided_distill.system.progress import to_stderr, to_stdout
 from guided_distill.system.sharding import make_mesh
@@ -63,12 +63,15 @@ def run(request):
         dataset = open_dataset(config.data)
         image_shape = image_shape or dataset.image_shape
         num_classes = num_classes or dataset.num_classes
-    settings.check_model(config.model, image_shape)
+    teacher = first_teacher(config)
+    if teacher is None:
+        settings.check_model(config.model, image_shape)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-    models = unet_models(config, image_shape, num_classes)
+    models = make_models(config, image_shape, num_classes, teacher)
     programs = StagePrograms(config, mesh, models, image_example(image_shape))
     limit = device_memory(devices[0])
-    stages = programs.kinds(select_stages(plan_stages(config), request.stage))
+    stages = select_stages(plan_stages(config, teacher), request.stage)
+    stages = programs.kinds(stages if teacher is None else stages_after(stages, teacher.record))
     rows = [check_stage(programs, stage, limit) for stage in stages]
     found = {
         "devices": len(devices),

@@ -16,11 +16,13 @@ from guided_distill.jobs.evaluate import evaluate
 from guided_distill.jobs.report import write_paper
 from guided_distill.report.grids import grid, save_grid
 from guided_distill.run import settings
-from guided_distill.run.stages import plan_stages, select_stages, stages_after
+from guided_distill.run.checks import check_models
+from guided_distill.run.programs import make_models
+from guided_distill.run.stages import first_teacher, plan_stages, select_stages, stages_after
 from guided_distill.run.trainer import Trainer
 from guided_distill.system.files import local_path
 from guided_distill.system.progress import to_stderr
-from guided_distill.system.workdir import StageFolder, own_workdir
+from guided_distill.system.workdir import own_workdir
 
 PREVIEW_STEPS = 64  # at most, of the samples drawn after a stage
 CLASSES_SAID = 10
@@ -59,8 +61,9 @@ def train(
       config: ConfigDict, as `load_config` gives it.
       workdir: the run's folder.
       stage: one stage alone, without evaluation, such as "teacher"; '' means all.
-      teacher: folder of a finished stage, in any workdir, that the first stage trained learns
-        from; the stages up to its kind are left out.
+      teacher: folder of an imported model or of a finished stage, in any workdir, that the first
+        stage trained learns from; the stages up to its kind are left out. As `teacher.path` of
+        the config.
       on_images: called with (title, path) whenever samples of a finished stage were drawn.
 
     Returns:
@@ -71,15 +74,17 @@ def train(
       Interrupted: after SIGINT or SIGTERM, with everything saved.
     """
     workdir = local_path(workdir, "`workdir`")
+    if teacher:
+        config.teacher.path = str(teacher)
     settings.prepare_config(config)
     with own_workdir(workdir):
-        trained = train_stages(config, workdir, stage, teacher, on_images)
+        trained = train_stages(config, workdir, stage, on_images)
         if trained and config.evaluation.paper_report and not stage:
             write_paper([workdir])
     return trained
 
 
-def train_stages(config, workdir, stage_name, teacher, on_images):
+def train_stages(config, workdir, stage_name, on_images):
     """Trains what is not finished, then evaluates; says so where nothing is left to do."""
     settings.check_devices(config, jax.device_count())
     device = jax.devices()[0]
@@ -89,15 +94,18 @@ def train_stages(config, workdir, stage_name, teacher, on_images):
         more = ", …" if len(dataset.class_names) > CLASSES_SAID else ""
         said = ", ".join(dataset.class_names[:CLASSES_SAID])
         to_stderr(f"{dataset.name}: {dataset.num_classes} classes: {said}{more}")
-    stages = select_stages(plan_stages(config), stage_name)
-    finished = StageFolder(local_path(teacher, "`teacher`")).finished() if teacher else None
+    finished = first_teacher(config)
+    stages = select_stages(plan_stages(config, finished), stage_name)
     if finished:
         stages = stages_after(stages, finished.record)
+    models = make_models(config, dataset.image_shape, dataset.num_classes, finished)
+    check_models(config, models[0], dataset)
     generators = make_generators(config)
     trainer = Trainer(
         config,
         workdir,
         dataset,
+        models,
         on_stage_end=lambda *args: preview(config, workdir, generators, on_images, *args),
     )
     trained = trainer.run(stages, finished)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from guided_distill.diffusion.schedule import cosine_schedule
+from guided_distill.models.imported import imported_model
 from guided_distill.models.model import Conditioning, Model
 from guided_distill.models.unet import UNet
 
@@ -64,14 +65,18 @@ def wrap_network(network, *, image_shape, prediction, schedule):
 
 
 def model_of(stage):
-    """The `Model` of a `FinishedStage`."""
+    """The `Model` of a `FinishedStage`, of our U-Net's or of an imported graph's."""
     record = stage.record
+    knows_w = record["stage"] != "teacher"
+    if "model" in record:
+        dtype = record["config"]["model"].get("dtype", "float32")
+        return imported_model(record["model"], stage.path, knows_w=knows_w, dtype=dtype)
     return unet_model(
         record["config"]["model"],
         record["config"]["schedule"],
         image_shape=record["image_shape"],
         num_classes=record["num_classes"],
-        knows_w=record["stage"] != "teacher",
+        knows_w=knows_w,
     )
 
 

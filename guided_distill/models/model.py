@@ -1,6 +1,7 @@
 """A model: a pure function of its parameters, and what must be known to use it as a denoiser."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 from guided_distill.diffusion.guidance import guide
 from guided_distill.diffusion.parameterization import X_FROM_PREDICTION, straight_path
 from guided_distill.diffusion.schedule import Schedule
+from guided_distill.system.files import local_path
+from guided_distill.system.workdir import StageFolder
 
 Denoiser = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Params = Any  # a pytree of arrays
@@ -21,7 +24,7 @@ class Conditioning:
 
     Attributes:
       null: one example of it, without that axis, that means none: the number after the last
-        class, the embedding of an empty prompt.
+        class, the embedding of an empty prompt; None of a model that is not guided.
     """
 
     null: Any
@@ -72,6 +75,7 @@ class Model:
       sample_shape: of one x, such as (H, W, C).
       knows_w: whether it is conditioned on w; where not, it is given None.
       bound: of x's values, 1 for images; None for none, as of latents.
+      raw: of an imported module, `(params, {input: [B, …]}) -> its own output`.
     """
 
     apply: Callable[..., jax.Array]
@@ -82,6 +86,19 @@ class Model:
     sample_shape: tuple[int, ...]
     knows_w: bool = False
     bound: float | None = 1.0
+    raw: Callable[..., jax.Array] | None = None
+
+    @classmethod
+    def load(cls, folder: str | pathlib.Path) -> tuple["Model", Params]:
+        """(model, parameters) of an imported model's folder, or of a finished stage's.
+
+        Raises:
+          UserError: where the folder holds neither, or is damaged.
+        """
+        from guided_distill.models.build import model_of
+
+        stage = StageFolder(local_path(folder, "`folder`")).finished()
+        return model_of(stage), stage.params
 
     def denoiser(
         self, params: Params, cond: Any, dropout_keys: jax.Array | None = None
@@ -100,7 +117,12 @@ class Model:
         return self.denoiser(params, cond), self.denoiser(params, self.conditioning.nulls(cond))
 
     def guided(self, params: Params, cond: Any) -> Denoiser:
-        """The pair (x̂_c, x̂) as one denoiser x̂^w; both run as one batch of 2B."""
+        """The pair (x̂_c, x̂) as one denoiser x̂^w; both run as one batch of 2B.
+
+        Without a null there is no guidance: x̂_c alone.
+        """
+        if self.conditioning.null is None:
+            return self.denoiser(params, cond)
         nulls = self.conditioning.nulls(cond)
         denoise_both = self.denoiser(params, jax.tree.map(_interleave, cond, nulls))
 

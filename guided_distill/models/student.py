@@ -2,7 +2,7 @@
 
 import flax
 
-W_BRANCH = ("w_0", "w_1")  # the layers of `UNet` that embed the guidance weight
+W_BRANCH = ("w_0", "w_1", "w_branch")  # of `UNet`, and of imported networks
 
 
 def init_student(fresh_params, teacher_params):

@@ -10,6 +10,7 @@ import numpy as np
 from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.models.build import unet_model
+from guided_distill.models.imported import imported_model
 from guided_distill.models.student import init_student
 from guided_distill.system import sharding
 from guided_distill.training.gradient import accumulated_gradient, batch_gradient
@@ -32,7 +33,7 @@ class StagePrograms:
     Args:
       config: a checked ConfigDict.
       mesh: the devices.
-      models: (teacher, student), `Model`s as of `unet_models`.
+      models: (teacher, student), `Model`s as of `make_models`.
       example: one (x, conditioning) of the data, as shapes, as of `image_example`.
     """
 
@@ -159,8 +160,24 @@ class StagePrograms:
         )
 
 
-def unet_models(config, image_shape, num_classes):
-    """(teacher, student) of a config that trains its own teacher, for labelled images."""
+def make_models(config, image_shape, num_classes, teacher=None):
+    """(teacher, student), `Model`s of a run: of its U-Net, or of the model that it begins with.
+
+    Args:
+      config: ConfigDict.
+      image_shape: (H, W, C) of the data.
+      num_classes: of the data.
+      teacher: `FinishedStage` that the run begins with; None where it trains its own.
+    """
+    if teacher is not None and "model" in teacher.record:
+        make_model = functools.partial(
+            imported_model,
+            teacher.record["model"],
+            teacher.path,
+            dtype=config.model.dtype,
+            remat=config.memory.remat,
+        )
+        return make_model(knows_w=False), make_model(knows_w=True)
     make_model = functools.partial(
         unet_model,
         config.model,

@@ -91,6 +91,7 @@ RULES = {
     "optimizer.adam_b2": RATE,
     "optimizer.adam_eps": number(0.0, open_low=True),
     **{f"teacher.{key}": rule for key, rule in LONG_STAGE_RULES.items()},
+    "teacher.path": PATH,
     "teacher.dropout": RATE,
     "teacher.label_dropout": number(0.0, 1.0, open_low=True, open_high=True),
     **{f"step_one.{key}": rule for key, rule in LONG_STAGE_RULES.items()},
@@ -134,6 +135,9 @@ ROUND_RULES = {
     "clip_teacher": BOOLEAN,
 }
 ROUND_SECTIONS = ("step_two", *(name for name in DISTILLATIONS if name != DETERMINISTIC.name))
+
+
+ADDED_SINCE = (("teacher", "path", ""),)  # keys that configs of earlier workdirs lack
 
 
 def load_config(path: str | pathlib.Path) -> ConfigDict:
@@ -275,7 +279,8 @@ def check_together(config):
 
 def check_data(config, dataset):
     """Checks a config against the shapes and classes of its data set, before any is decoded."""
-    check_model(config.model, dataset.image_shape)
+    if not config.teacher.path:
+        check_model(config.model, dataset.image_shape)
     for label in sum(map(tuple, config.evaluation.translations), ()):
         if label >= dataset.num_classes:
             raise UserError(
@@ -384,6 +389,8 @@ def from_plain(plain):
         name: plain[name] | {"rounds": tuple(ConfigDict(r) for r in plain[name]["rounds"])}
         for name in ROUND_SECTIONS
     }
+    for section, key, value in ADDED_SINCE:
+        sections[section] = {key: value} | plain[section]
     return ConfigDict(plain | sections)
 
 

@@ -6,7 +6,8 @@ from guided_distill.distill.distillations import DETERMINISTIC, DISTILLATIONS
 from guided_distill.distill.rounds import step_factors
 from guided_distill.errors import UserError, nearest
 from guided_distill.run import settings
-from guided_distill.system.workdir import family_of, stage_name
+from guided_distill.system.files import local_path
+from guided_distill.system.workdir import StageFolder, family_of, stage_name
 
 SHARED_SETTINGS = ("seed", "data", "schedule", "model", "optimizer")
 SHARED_DATA_SETTINGS = ("name", "augmentations")  # The hash of the images stands for the others.
@@ -47,16 +48,31 @@ class Stage:
         return name in ("", self.name, short_name) or self.name.startswith(f"{name}/")
 
 
-def plan_stages(config):
-    """The stages of a config, in order: teacher, step one, then each distillation's rounds."""
+def first_teacher(config):
+    """The `FinishedStage` that the run begins with; None where it trains its own teacher."""
+    path = config.teacher.path
+    return StageFolder(local_path(path, "teacher.path")).finished() if path else None
+
+
+def plan_stages(config, teacher=None):
+    """The stages of a config, in order: teacher, step one, then each distillation's rounds.
+
+    Args:
+      config: ConfigDict.
+      teacher: of `first_teacher`; what an imported one is decides model and schedule.
+    """
     plain = settings.to_plain(config)
     shared = {key: plain[key] for key in SHARED_SETTINGS}
     shared["data"] = {key: plain["data"][key] for key in SHARED_DATA_SETTINGS}
-    teacher = Stage(
-        "teacher", "teacher", "teacher", None, plain["teacher"],
-        shared | {"teacher": plain["teacher"]},
-    )  # fmt: skip
-    stages = [teacher]
+    if teacher is not None and "model" in teacher.record:
+        shared |= {key: teacher.record["config"][key] for key in ("model", "schedule")}
+        shared["model"] = shared["model"] | {"dtype": plain["model"]["dtype"]}
+    optimization = {key: value for key, value in plain["teacher"].items() if key != "path"}
+    stages = [
+        Stage(
+            "teacher", "teacher", "teacher", None, optimization, shared | {"teacher": optimization}
+        )
+    ]
     rows = [DISTILLATIONS[name] for name in plain["distillations"]]
     if any(row.first_teacher == "step_one" and not row.knows_one_w for row in rows):
         stages.append(_step_one(plain, shared, tuple(plain["w_range"])))

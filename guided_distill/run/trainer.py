@@ -8,7 +8,7 @@ from guided_distill.data.batches import Batches
 from guided_distill.models.build import count_params
 from guided_distill.run import settings
 from guided_distill.run.checks import check_parent, check_settings, check_teacher
-from guided_distill.run.programs import StagePrograms, image_example, unet_models
+from guided_distill.run.programs import StagePrograms, image_example
 from guided_distill.system import sharding
 from guided_distill.system.files import Damaged, write_json
 from guided_distill.system.progress import Progress, to_stderr
@@ -27,18 +27,18 @@ class Trainer:
       config: a checked ConfigDict.
       workdir: the run's folder.
       dataset: `Dataset` of the config.
+      models: (teacher, student), of `make_models`.
       on_stage_end: called with (stage, finished stage, updates of the run so far, metric writer).
     """
 
-    def __init__(self, config, workdir, dataset, *, on_stage_end):
+    def __init__(self, config, workdir, dataset, models, *, on_stage_end):
         self.config = config
         self.workdir = pathlib.Path(workdir)
         self.on_stage_end = on_stage_end
         self.dataset, self.source = dataset, dataset.train
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-        image_shape = self.source.image_shape
-        models = unet_models(config, image_shape, self.source.num_classes)
-        self.programs = StagePrograms(config, self.mesh, models, image_example(image_shape))
+        example = image_example(self.source.image_shape)
+        self.programs = StagePrograms(config, self.mesh, models, example)
         self.updates_before, self.warned_of_metrics = 0, False
         self.newest = None  # The stage found or finished last, whose params are at hand.
 
@@ -129,7 +129,7 @@ class Trainer:
             "data_sha256": self.source.sha256,
             "parent_sha256": parent_sha256,
         }
-        folder.begin(origin)
+        folder.begin(origin, teacher)
         fresh = self.programs.fresh_state(stage, teacher_params)
         with Checkpoints(folder.checkpoints) as checkpoints:
             restored = checkpoints.restore(fresh)
@@ -139,6 +139,8 @@ class Trainer:
             seconds = checkpoints.seconds
         parent = teacher and folder.path_to(teacher)
         record = self.record(stage, parent, seconds) | origin
+        if teacher and "model" in teacher.record:
+            record["model"] = teacher.record["model"]
         self.newest = folder.finish(sharding.to_host(state.final_params), record)
         updates_so_far = self.updates_before + stage.optimization["num_updates"]
         self.on_stage_end(stage, self.newest, updates_so_far, self.metric_writer)
@@ -153,7 +155,7 @@ class Trainer:
             "factor": stage.factor,
             "w_range": stage.w_range and list(stage.w_range),
             "schedule": {"name": "cosine"} | stage.settings["schedule"],
-            "parameterization": stage.settings["model"]["prediction"],
+            "parameterization": self.programs.student.prediction,
             "data": self.dataset.name,
             "num_classes": self.source.num_classes,
             "class_names": list(self.dataset.class_names),

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 
 import flax
@@ -107,6 +108,14 @@ def load_params(directory, sha256):
     if damage:
         raise Damaged(f"{directory} cannot be read ({damage})")
     return params
+
+
+@first_only
+def copy_file(source, target):
+    """A copy that a reader sees whole or not at all."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.copyfile(source, partial)
+    os.replace(partial, target)
 
 
 def read_folder(folder, read):

@@ -21,6 +21,7 @@ import numpy as np
 from guided_distill.errors import UserError
 from guided_distill.system.files import (
     Damaged,
+    copy_file,
     load_params,
     local_path,
     read_json,
@@ -29,8 +30,13 @@ from guided_distill.system.files import (
 )
 from guided_distill.system.locks import hold_lock
 from guided_distill.system.processes import check_shared, first_only, from_first
+from guided_distill.system.tensors import read_tensors
 
 STAGE_PATTERNS = ("*", "step_two/*/*", "*/*/step_one", "*/*/step_two/*/*")
+RECORD_FILE = "stage.json"
+IMPORTED_FILE = "model.json"  # the record of a model that was imported
+PARAMS_FILE = "params.safetensors"  # its parameters
+GRAPH_FILE, CONSTANTS_FILE = "graph.json", "constants.safetensors"  # and its students' too
 
 
 def stage_name(kind, algorithm=None, num_steps=None, *, below=""):
@@ -79,12 +85,20 @@ class FinishedStage:
           Damaged: where they are missing or damaged.
           UserError: where they cannot be read now, or are not finite.
         """
+        sha256 = self.record["params_sha256"]
+        if self.is_imported:
+            return read_tensors(self.path / PARAMS_FILE)
         try:
-            params = load_params(self.path / "params", self.record["params_sha256"])
+            params = load_params(self.path / "params", sha256)
         except Damaged as error:
             raise Damaged(f"{error}: train again to restore it from its checkpoint") from error
         check_finite(params, f"{self.path}/params")
         return params
+
+    @property
+    def is_imported(self):
+        """Whether it was trained elsewhere and imported."""
+        return "imported_from" in self.record
 
     def parent_folder(self):
         """`StageFolder` of the stage that was this one's teacher, None for the first."""
@@ -109,7 +123,7 @@ class StageFolder:
 
     def find(self):
         """The `FinishedStage` that lies here, None before it is finished."""
-        record = read_json(self.path / "stage.json")
+        record = read_json(self.path / RECORD_FILE) or read_json(self.path / IMPORTED_FILE)
         return None if record is None else FinishedStage(self.path, record)
 
     def finished(self):
@@ -130,11 +144,17 @@ class StageFolder:
 
         `config` (the part that matters), `data_sha256`, `parent_sha256`.
         """
-        return read_json(self.path / "stage.json") or read_json(self.path / "config.json")
+        return read_json(self.path / RECORD_FILE) or read_json(self.path / "config.json")
 
-    def begin(self, origin):
-        """Notes what determines the params, before the first update."""
+    def begin(self, origin, teacher=None):
+        """Notes what determines the params, before the first update.
+
+        `teacher` is the `FinishedStage` that teaches it: where that has a graph, so has this.
+        """
         write_json(self.path / "config.json", origin)
+        if teacher is not None and "model" in teacher.record:
+            for name in (GRAPH_FILE, CONSTANTS_FILE):
+                copy_file(teacher.path / name, self.path / name)
 
     def finish(self, params, record):
         """Writes the params, then the record that makes the stage finished; returns it.
@@ -144,7 +164,7 @@ class StageFolder:
         """
         check_finite(params, f"{self.path}: what it learnt")
         record = record | {"params_sha256": save_params(self.path / "params", params)}
-        write_json(self.path / "stage.json", record)
+        write_json(self.path / RECORD_FILE, record)
         return FinishedStage(self.path, record, params)
 
     def path_to(self, other):
@@ -157,7 +177,7 @@ def find_own_stages(workdir):
     workdir = local_path(workdir, "`workdir`")
 
     def names():
-        found = [sorted(workdir.glob(f"{pattern}/stage.json")) for pattern in STAGE_PATTERNS]
+        found = [sorted(workdir.glob(f"{pattern}/{RECORD_FILE}")) for pattern in STAGE_PATTERNS]
         return [path.parent.relative_to(workdir).as_posix() for path in sum(found, [])]
 
     return {name: StageFolder(workdir / name).finished() for name in from_first(names)}

@@ -1,0 +1,232 @@
+"""A model that others trained, as a folder of data: what it is, its graph, its parameters.
+
+    model.json             a finished stage's record; its `model` says what each input is for
+    graph.json             named operations (`models.graph.Graph`)
+    params.safetensors     what training moves, under PyTorch's names
+    constants.safetensors  what it does not: buffers, and the null conditioning
+
+Nothing in it is code, and PyTorch is not needed. A student's folder has the same graph and
+constants; its parameters are the graph's and, under `W_BRANCH`, what it learns of w.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from guided_distill.diffusion.known_schedules import read_schedule
+from guided_distill.diffusion.schedule import cosine_time, flow_sigma, nearest_index
+from guided_distill.errors import UserError, nearest
+from guided_distill.models.embeddings import sinusoids
+from guided_distill.models.graph import Graph
+from guided_distill.models.model import Conditioning, Model
+from guided_distill.models.unet import REMAT_POLICIES
+from guided_distill.system.tensors import read_tensors
+from guided_distill.system.workdir import CONSTANTS_FILE, GRAPH_FILE
+
+W_BRANCH = "w_branch"
+NULL = "null:"  # prefix of the null conditioning's names among the constants
+W_FEATURES = 256
+# Of the sinusoids of 1000 w, the fast ones turn many times between neighbouring weights: they are
+# noise to a student, and their rows stay at zero.
+FASTEST_FEATURE = 10.0  # radians per unit of w
+
+
+class NamedConditioning(Conditioning):
+    """A null per input, by name; a model with one such input takes the bare array too."""
+
+    def nulls(self, cond):
+        """As of `Conditioning`, in the form that `cond` has."""
+        if isinstance(cond, Mapping):
+            return super().nulls(dict(cond))
+        (null,) = self.null.values()
+        return Conditioning(null).nulls(cond)
+
+
+def imported_model(description, folder, *, knows_w, dtype="float32", remat="none"):
+    """The `Model` of an imported folder, or of a student of one.
+
+    Args:
+      description: `model` of its record.
+      folder: that holds its graph and constants.
+      knows_w: whether it is conditioned on w: a student, or a model that was trained so.
+      dtype: compute dtype; the time's embedding and what is predicted stay float32.
+      remat: one of `REMAT_POLICIES`.
+
+    Raises:
+      UserError: where the folder is damaged or of a newer version.
+    """
+    graph = Graph.read(folder / GRAPH_FILE)
+    constants = read_tensors(folder / CONSTANTS_FILE)
+    null = {
+        name.removeprefix(NULL): value
+        for name, value in constants.items()
+        if name.startswith(NULL)
+    }
+    buffers = {name: value for name, value in constants.items() if not name.startswith(NULL)}
+    network = Network(description, graph, buffers, dtype=dtype, remat=remat)
+    return Model(
+        apply=network.apply,
+        init=functools.partial(network.init, knows_w=knows_w),
+        prediction=description["prediction"],
+        schedule=network.schedule,
+        conditioning=NamedConditioning(null) if description["is_guided"] else Conditioning(None),
+        sample_shape=tuple(description["sample_shape"]),
+        knows_w=knows_w,
+        bound=description["bound"],
+        raw=network.raw,
+    )
+
+
+class Network:
+    """An imported graph with its inputs' roles; all its methods are pure.
+
+    Args:
+      description: `model` of a record.
+      graph: `Graph`.
+      buffers: `{name: array}`, the graph's parameters that training does not move.
+      dtype, remat: as in `imported_model`.
+    """
+
+    def __init__(self, description, graph, buffers, *, dtype="float32", remat="none"):
+        self.description, self.graph, self.buffers = description, graph, buffers
+        self.schedule = read_schedule(description["schedule"])
+        self.dtype, self.remat = jnp.dtype(dtype), remat
+        self.told = tell_time(description["told"], self.schedule)
+
+    def raw(self, params, inputs):
+        """The module's own output, in its own layout, at any batch size.
+
+        `inputs` are the module's own, by name, `[B, …]`.
+        """
+        return self.graph.run(self.buffers | dict(params), inputs)
+
+    def apply(self, params, z, logsnr, cond, w, dropout_keys):
+        """A prediction, as `Model.apply`; imported networks have no dropout."""
+        del dropout_keys
+        branch = params.get(W_BRANCH, {})
+        own = {name: value for name, value in params.items() if name != W_BRANCH}
+        inputs = self._inputs(z, logsnr, cond, w)
+        run = self._run
+        if self.remat != "none":
+            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.remat])
+        out = run(own, branch, inputs, w)
+        return to_channels_last(self._prediction(out), self.description["layout"])
+
+    def init(self, key, *, knows_w):
+        """Parameters of the right shapes, drawn at random; the w branch is zero, as a student's."""
+        specs = {name: self.graph.params[name] for name in self.graph.trainable}
+        keys = jax.random.split(key, max(1, len(specs)))
+        params = {
+            name: 0.02 * jax.random.normal(one, spec.shape, jnp.dtype(spec.dtype))
+            for one, (name, spec) in zip(keys, specs.items(), strict=False)
+        }
+        return params | (self.fresh_branch() if knows_w else {})
+
+    def fresh_branch(self):
+        """What a student has beside its teacher's parameters: zeros."""
+        sites = self.description["sites"]
+        if not sites:
+            return {}
+        widths = {site: self.graph.input_width(site) for site in sites}
+        return {W_BRANCH: {s: jnp.zeros((W_FEATURES, width)) for s, width in widths.items()}}
+
+    def _run(self, params, branch, inputs, w):
+        features = None if w is None else slow_features(w)
+        added = {site: features @ matrix for site, matrix in branch.items()} if branch else None
+        return self.graph.run(self.buffers | params, inputs, add_to_input=added)
+
+    def _inputs(self, z, logsnr, cond, w):
+        """The graph's inputs by name."""
+        roles = self.description["inputs"]
+        inputs = {
+            roles["z"]: from_channels_last(z, self.description["layout"]),
+            roles["time"]: self._time(logsnr),
+            **self._conditioning(cond),
+        }
+        if roles["w"] is not None:
+            inputs[roles["w"]] = self._guidance(jnp.zeros_like(logsnr) if w is None else w)
+        return inputs
+
+    def _time(self, logsnr):
+        dtype = jnp.dtype(self.graph.inputs[self.description["inputs"]["time"]].dtype)
+        told = self.told(logsnr)
+        return (jnp.round(told) if jnp.issubdtype(dtype, jnp.integer) else told).astype(dtype)
+
+    def _guidance(self, w):
+        """w as an input of the module: its sinusoids, or 1 + w, as diffusers' pipelines give it."""
+        shape = self.graph.inputs[self.description["inputs"]["w"]].shape
+        return guidance_features(w, shape[0]) if shape else 1.0 + w
+
+    def _conditioning(self, cond):
+        """`{input: array}` of a dict by name, of one bare array, or of None where there is none."""
+        names = self.description["conditioning"]
+        if cond is None:
+            cond = {}
+        if not isinstance(cond, Mapping):
+            if len(names) != 1:
+                raise UserError(
+                    f"the model's conditioning is {', '.join(names) or 'nothing'}: give a dict by "
+                    "name, not one array"
+                )
+            cond = {names[0]: cond}
+        for name in cond:
+            if name not in names:
+                raise UserError(f"conditioning {name!r} is unknown{nearest(name, names)}")
+        return {name: jnp.asarray(value) for name, value in cond.items()}
+
+    def _prediction(self, out):
+        """The channels of the module's result that are the prediction."""
+        channels = self.description["channels"]
+        if channels is None:
+            return out
+        axis = 1 if self.description["layout"] == "NCHW" else -1
+        return jnp.take(out, np.asarray(channels), axis=axis)
+
+
+def tell_time(told, schedule):
+    """`λ [B] -> [B]`: what a network is told of the time.
+
+    Args:
+      told: `{"kind", "scale"}`: "index" (n − 1 of the table's time n/T), "sigma" (of rectified
+        flow), "t" (of the cosine schedule) or "logsnr", times the scale.
+      schedule: `Schedule`.
+    """
+    scale = told["scale"]
+
+    def index(logsnr):
+        times = np.arange(schedule.num_times + 1, dtype=np.float32) / schedule.num_times
+        index = nearest_index(logsnr, schedule.logsnr(times)) - 1
+        return jnp.maximum(index, 0).astype(jnp.float32)
+
+    def cosine(logsnr):
+        ends = {key: value for key, value in schedule.spec.items() if key != "name"}
+        return cosine_time(logsnr, **ends)
+
+    kinds = {"index": index, "sigma": flow_sigma, "t": cosine, "logsnr": lambda logsnr: logsnr}
+    return lambda logsnr: scale * kinds[told["kind"]](logsnr)
+
+
+def guidance_features(w, dim=W_FEATURES):
+    """Sinusoids of 1000 w as diffusers' pipelines give them: `[B]` -> `[B, dim]` float32."""
+    features = sinusoids(1000.0 * w, dim, low=1.0, high=1e-4)
+    return jnp.pad(features, ((0, 0), (0, dim % 2)))
+
+
+def slow_features(w):
+    """`guidance_features` without those that turn faster than `FASTEST_FEATURE`."""
+    rates = 1000.0 * np.geomspace(1.0, 1e-4, W_FEATURES // 2)
+    slow = np.tile(rates <= FASTEST_FEATURE, 2)
+    return jnp.where(slow, guidance_features(w), 0.0)
+
+
+def from_channels_last(x, layout):
+    """`[B, …, C]` in the layout of the module: "NCHW" has the channels second."""
+    return jnp.moveaxis(x, -1, 1) if layout == "NCHW" else x
+
+
+def to_channels_last(x, layout):
+    """The inverse of `from_channels_last`."""
+    return jnp.moveaxis(x, 1, -1) if layout == "NCHW" else x
