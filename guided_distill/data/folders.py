@@ -65,12 +65,12 @@ def open_folder(settings):
         items = Items(
             name=name,
             split=split,
-            decode=FileImages(files, labels, image_shape, settings.fit),
+            decode=FileImages(files, labels, image_shape, settings.fit, settings.max_value),
             describe=lambda index: f"{printable(files[index])} (record {index})",
             length=len(files),
             image_shape=image_shape,
             num_classes=len(class_names),
-            fingerprint=fingerprint(folder, files, labels, settings.fit),
+            fingerprint=fingerprint(folder, files, labels, f"{settings.fit} {settings.max_value}"),
         )
         return read_through_cache(items, settings)
 
@@ -79,22 +79,24 @@ def open_folder(settings):
 
 @dataclasses.dataclass(frozen=True)
 class FileImages:
-    """index -> (image `[H, W, C]` uint8, label) of picture files."""
+    """index -> (`Picture` of `image_shape`, label) of picture files."""
 
     files: list
     labels: np.ndarray
     image_shape: tuple
     fit: str
+    max_value: int
 
     def __call__(self, index):
         size, _, channels = self.image_shape
-        image, _ = decode_image(self.files[index], channels)
-        return fit_image(image, size, self.fit), int(self.labels[index])
+        picture = decode_image(self.files[index], channels, max_value=self.max_value)
+        image = fit_image(picture.image, size, self.fit)
+        return picture._replace(image=image), int(self.labels[index])
 
 
-def fingerprint(folder, files, labels, fit):
-    """Text that changes with any file's name, size, time of change or label, and with the fit."""
-    digest = hashlib.sha256(fit.encode())
+def fingerprint(folder, files, labels, how):
+    """Text that changes with any file's name, size, time of change or label, and with `how`."""
+    digest = hashlib.sha256(how.encode())
     for file, label in zip(files, labels, strict=True):
         try:
             stat = os.stat(file)

@@ -86,7 +86,8 @@ def run(request):
 def choose_images(request, source_label, dataset, image_shape):
     """The first n of the request's own images, else of the held-out ones of the source class."""
     if request.images:
-        images, notices = read_images(request.images, image_shape)
+        max_value = request.config.data.max_value
+        images, notices = read_images(request.images, image_shape, max_value=max_value)
         for notice in notices:
             to_stderr(notice)
     else:
