@@ -49,6 +49,7 @@ def get_config():
     config.data.image_size = 0  # pixels; 0 = the data's own
     config.data.channels = 0  # 1 = grey, 3 = colours, 0 = the data's own (folder: 3)
     config.data.fit = "crop"  # to image_size: crop (centre square, area resize) | pad (with black)
+    config.data.max_value = 0  # white in 16-bit pictures: 4095 of 12 bits, …; 0 = 65535, if it fits
     config.data.augmentations = ()  # drawn anew at every update: flip | shift (by up to 1/16)
     config.data.test_share = 0.1  # of each class, held out where there is no test split
     config.data.skip_broken = False  # leave out pictures that cannot be read, and count them

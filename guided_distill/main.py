@@ -8,14 +8,20 @@ import signal
 import sys
 import traceback
 
-import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
+from guided_distill.system import interrupts
 
-from guided_distill.errors import UserError, describe_trouble, nearest
-from guided_distill.system import processes
-from guided_distill.system.progress import to_stderr
-from guided_distill.training.loop import Interrupted
+interrupts_as_before = interrupts.end_at_once()  # until all below is imported, which takes seconds
+
+import jax  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from guided_distill.errors import UserError, describe_trouble, nearest  # noqa: E402
+from guided_distill.system import processes  # noqa: E402
+from guided_distill.system.progress import to_stderr  # noqa: E402
+from guided_distill.training.loop import Interrupted  # noqa: E402
+
+interrupts_as_before()
 
 MODES = (  # each a module of `jobs`, with the `Request` that its flags fill and its `run`
     "train",
@@ -240,7 +246,8 @@ def describe_run():
 def run_mode():
     """Runs the job of `--mode` with its flags; returns its exit code, None for 0."""
     name = JOBS.get(_MODE.value, _MODE.value)
-    job = importlib.import_module(f"guided_distill.jobs.{name}")
+    with interrupts.ending_at_once():
+        job = importlib.import_module(f"guided_distill.jobs.{name}")
     return job.run(make_request(job.Request))
 
 
@@ -319,7 +326,8 @@ def use_compilation_cache(folder):
 
 def parse_flags(argv):
     """Parses the command line; a mistake there is one line too, not a traceback."""
-    from guided_distill.run import settings
+    with interrupts.ending_at_once():
+        from guided_distill.run import settings
 
     try:
         settings.check_override_names(argv)

@@ -17,6 +17,7 @@ from small import data_settings
 
 from guided_distill.data.batches import Batches, LocalBatch
 from guided_distill.data.cache import Items, read_through_cache
+from guided_distill.data.images import Picture
 from guided_distill.data.registry import open_dataset
 from guided_distill.data.sources import ArraySource
 from guided_distill.data.tfds_builders import TfdsImages
@@ -50,7 +51,7 @@ def resident_mb():
 def make_64x64(index):
     """A picture of 64x64 noise."""
     rng = np.random.Generator(np.random.Philox(index))
-    return rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), index % 1000
+    return Picture(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)), index % 1000
 
 
 def measure_memory_and_items(root):
@@ -69,7 +70,7 @@ def measure_memory_and_items(root):
     items = TfdsImages(str(directory), "train", None, "image", "label", (32, 32, 3), "crop")
 
     def by_item(update):
-        return np.stack([items((update * BATCH + k) % 2_000)[0] for k in range(BATCH)])
+        return np.stack([items((update * BATCH + k) % 2_000)[0].image for k in range(BATCH)])
 
     rates = {"item by item (TFDS, PNG)": rate(by_item, 20)}
     cached = open_dataset(

@@ -32,18 +32,18 @@ except UserError as error:
 """
 NOTE_DECODES = """
 decode = folders.decode_image
-def slowly(file, channels):
+def slowly(file, channels, **options):
     pathlib.Path({marks!r}, f"{{os.getpid()}} {{os.path.basename(file)}}").touch()
     time.sleep(0.02)
-    return decode(file, channels)
+    return decode(file, channels, **options)
 folders.decode_image = slowly
 """
 DIES = """
 decode = folders.decode_image
-def fatal(file, channels):
+def fatal(file, channels, **options):
     if str(file).endswith("50.png"):
         os.kill(os.getpid(), 9)
-    return decode(file, channels)
+    return decode(file, channels, **options)
 folders.decode_image = fatal
 """
 

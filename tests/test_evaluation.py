@@ -8,11 +8,14 @@ from conftest import gaussian_denoiser
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
+from guided_distill.data.dataset import Dataset
+from guided_distill.data.pixels import to_float
 from guided_distill.data.sources import ArraySource
 from guided_distill.diffusion.schedule import cosine_schedule
 from guided_distill.errors import UserError
 from guided_distill.evaluation import classifier
-from guided_distill.evaluation.classifier import load_or_train_classifier
+from guided_distill.evaluation.classifier import TrainedClassifier, load_or_train_classifier
+from guided_distill.evaluation.measure import Measurement
 from guided_distill.evaluation.metrics import (
     Moments,
     frechet_distance,
@@ -20,6 +23,8 @@ from guided_distill.evaluation.metrics import (
     moments,
     rmse,
 )
+from guided_distill.evaluation.nearest import nearest_images
+from guided_distill.evaluation.reference import compute_reference
 from guided_distill.models.model import Conditioning, Model
 from guided_distill.report.grids import grid, save_grid
 from guided_distill.report.tables import table
@@ -173,6 +178,37 @@ def test_table_marks_the_best_few_call_model_in_each_column():
     assert len({len(line) for line in lines}) == 1
     assert "**2.0**" in lines[3] and "**3.0**" not in lines[3]
     assert "**2.5**" in lines[4] and "128" in lines[2]
+
+
+def few_pictures(n, samples):
+    """(row of metrics, blocks of the nearest) of some samples against `n` training pictures."""
+    extractor = TrainedClassifier(
+        name="means", num_features=3, resize="none", accuracy=1.0,
+        apply=lambda images: (images.mean(axis=(1, 2)), np.full((len(images), 2), np.log(0.5))),
+    )  # fmt: skip
+    draw = lambda n: np.random.default_rng(n).integers(0, 256, (n, 4, 4, 3), np.uint8)  # noqa: E731
+    source = ArraySource("few", draw(n), np.arange(n, dtype=np.int32) % 2, 2)
+    dataset = Dataset("few", source.image_shape, 2, lambda split: source)
+    reference = compute_reference(dataset.train, extractor)
+    measurement = Measurement(samples, extractor, extractor, reference)
+    measurement.add(to_float(draw(samples)), np.zeros(samples), {})
+    nearest = nearest_images({"few": draw(samples)}, extractor, reference, source)
+    return measurement.result(), nearest["few"]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_few_pictures_are_measured_by_what_they_allow(n):
+    """Balls to the third neighbour need four pictures; all else needs two."""
+    row, nearest = few_pictures(n, samples=6)
+    assert (row["precision"] is None) == (row["recall"] is None) == (n < 4)
+    assert all(np.isfinite(value) for value in row.values() if isinstance(value, float))
+    assert len(nearest) == 1 + min(3, n)
+    assert few_pictures(6, samples=3)[0]["precision"] is None
+
+
+def test_one_picture_to_learn_from_is_refused():
+    with pytest.raises(UserError, match="few has 1 picture to learn from: two or more are needed"):
+        few_pictures(1, samples=6)
 
 
 def test_exact_gaussian_samples_have_the_spread_of_the_data():

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -369,3 +370,46 @@ def test_photos_with_previews_and_pages_are_stills(folder, name, kind):
         assert stored.n_frames == 2
     dataset = open_dataset(settings_of(folder))
     assert len(dataset.train) + len(dataset.test) == 21
+
+
+def write_dim(folder, count, white=4095, bright=()):
+    """`count` pictures of 16 bits that use values up to `white`; those of `bright` use all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        ramp = np.linspace(0, 65535 if number in bright else white, 64).astype(np.uint16)
+        Image.fromarray(ramp.reshape(8, 8)).save(folder / f"{number}.png")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_sixteen_bit_sets_that_use_twelve_are_refused_until_white_is_told(tmp_path, num_workers):
+    write_dim(tmp_path / "mine" / "ant", 20)
+    asked = dict(channels=1, num_workers=num_workers)
+    dim = open_dataset(settings_of(tmp_path / "mine", **asked))
+    with pytest.raises(UserError, match="18 pictures are stored in 16 bits, .* 4095 of 12 bits"):
+        _ = dim.train
+    told = open_dataset(settings_of(tmp_path / "mine", max_value=4095, **asked)).train
+    assert_array_equal(told.images[0].ravel(), np.round(np.linspace(0, 255, 64)))
+    night = open_dataset(settings_of(tmp_path / "mine", max_value=65535, **asked)).train
+    assert night.images.max() == 16 and night.sha256 != told.sha256
+
+
+def test_a_dark_picture_among_bright_ones_is_taken(tmp_path):
+    write_dim(tmp_path / "mine" / "ant", 20, bright=range(1, 20))
+    assert len(open_dataset(settings_of(tmp_path / "mine", channels=1)).train) == 18
+
+
+def test_what_a_decoder_warns_of_is_counted_with_the_pictures_names(folder, capfd):
+    exif = Image.Exif()
+    exif[0x010F] = "a maker of cameras"
+    picture = Image.fromarray(write_images(folder / "ant", 1)[0])
+    for name in ("x.jpg", "y.png"):
+        picture.save(folder / "ant" / name, exif=exif.tobytes()[:20])
+    for _ in range(2):  # It is said whenever the cache is read.
+        dataset = open_dataset(settings_of(folder))
+        assert len(dataset.train) + len(dataset.test) == 22
+        said = [line for line in capfd.readouterr().err.splitlines() if "warn" in line.lower()]
+        assert sum(line.count("EXIF") for line in said) == 2
+        assert all(
+            re.match(r"mine (train|test): \d pictures are taken though", line) for line in said
+        )
+        assert "ant/x.jpg (record" in "".join(said) and "ant/y.png (record" in "".join(said)

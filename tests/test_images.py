@@ -1,15 +1,23 @@
 """Laws of crops, resizing and borders; picture files right or refused with the reason."""
 
+import concurrent.futures
 import io
 import os
+import struct
+import time
+import warnings
+import zlib
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from guided_distill.data.images import BrokenImageError, decode_image, printable
+from guided_distill.data import images
+from guided_distill.data.heard import hearing
+from guided_distill.data.images import BrokenImageError, check_range, decode_image, printable
 from guided_distill.data.pixels import area_resize, center_crop, crop_and_resize, pad
+from guided_distill.errors import UserError
 
 RNG = np.random.default_rng(0)
 
@@ -77,7 +85,7 @@ def test_colours_greys_and_palettes_come_out_alike():
 
 def test_sixteen_bits_are_scaled_not_clipped():
     values = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
-    decoded, mode = decode_image(saved(Image.fromarray(values)), 1)
+    decoded, mode, *_ = decode_image(saved(Image.fromarray(values)), 1)
     assert mode == "I;16"
     assert_array_equal(decoded[0, :, 0], [0, 1, 128, 255])
     assert_array_equal(
@@ -85,9 +93,112 @@ def test_sixteen_bits_are_scaled_not_clipped():
     )
 
 
+def deep_png(values, colour_type):
+    """A PNG of 16 bits a channel, `values` `[H, W, C]`: Pillow writes grey ones alone."""
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    return io.BytesIO(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 15])
+@pytest.mark.parametrize(
+    "options", [{}, dict(kind="TIFF"), dict(kind="TIFF", compression="tiff_lzw")]
+)
+def test_what_is_white_in_sixteen_bits_can_be_told(bits, options):
+    """Each of 256 even steps up to `max_value` is a step of 8 bits."""
+    white = 2**bits - 1
+    values = np.round(np.linspace(0, white, 256)).astype(np.uint16).reshape(16, 16)
+    file = saved(Image.fromarray(values), **options)
+    told = decode_image(file, 1, max_value=white)
+    assert_array_equal(told.image.ravel(), np.arange(256))
+    assert told.peak is None and decode_image(file, 1).peak == white
+    with pytest.raises(
+        BrokenImageError, match=f"value {white} is above data.max_value={white - 1}"
+    ):
+        decode_image(file, 1, max_value=white - 1)
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_deep_colours_are_known_to_be_so(colour_type, channels):
+    """The alpha of a dark picture is bright."""
+    values = np.full((4, 4, channels), 4095)
+    values[..., 3 if channels == 4 else channels - 1] = 65535 if channels != 3 else 4095
+    assert decode_image(deep_png(values, colour_type), 3).peak == 4095
+    with pytest.raises(BrokenImageError, match="not from data.max_value=4095: save it in 8 bits"):
+        decode_image(deep_png(values, colour_type), 3, max_value=4095)
+    full = decode_image(deep_png(values, colour_type), 3, max_value=65535)
+    assert full.peak is None and full.image.max() == 15
+
+
+def test_pictures_of_eight_bits_have_no_peak_to_judge():
+    picture = Image.new("L", (4, 4), 3)
+    assert decode_image(saved(picture), 1).peak is None
+    assert_array_equal(decode_image(saved(picture), 1, max_value=4095).image, 3)
+
+
+def test_a_set_of_dim_sixteen_bits_is_refused_and_what_may_be_meant_is_not():
+    for peak in (200, 1023, 4095, 16383):
+        with pytest.raises(UserError, match=f"x: 2 pictures .* above {peak}, .* data.max_value"):
+            check_range([None, peak, 20], "x")
+    for peaks in ([], [None, 4095], [4095, 40_000, 20], [0, 0], [None, None]):
+        check_range(peaks, "x")
+
+
+def test_damaged_exif_is_a_warning_of_its_picture_and_not_shown(recwarn):
+    exif = Image.Exif()
+    exif[0x010F] = "a maker of cameras"
+    whole = exif.tobytes()
+    image = noise(8, 6, 3)
+    for cut in range(9, len(whole) - 1, 4):
+        picture = decode_image(saved(Image.fromarray(image), "PNG", exif=whole[:cut]), 3)
+        assert_array_equal(picture.image, image)
+        assert len(picture.warnings) == 1 and len(picture.warnings[0].splitlines()) == 1
+    assert decode_image(saved(Image.fromarray(image), exif=whole), 3).warnings == ()
+    assert not recwarn.list
+
+
+def test_an_exif_block_that_cannot_be_turned_by_leaves_the_picture(monkeypatch):
+    def fail(image):
+        raise SyntaxError("not a TIFF file")
+
+    monkeypatch.setattr(images.ImageOps, "exif_transpose", fail)
+    picture = decode_image(saved(Image.fromarray(noise(8, 6, 3))), 3)
+    assert picture.image.shape == (8, 6, 3)
+    assert picture.warnings == ("EXIF cannot be read (not a TIFF file), taken as it lies",)
+
+
+def test_each_thread_hears_its_own_warnings(recwarn):
+    """What is warned of beside them goes where it went before, and all is put back at the end."""
+    shown, filters = warnings.showwarning, list(warnings.filters)
+
+    def decode(number):
+        with hearing(__name__) as heard:
+            for _ in range(20):
+                warnings.warn(f"of {number}", stacklevel=1)
+                time.sleep(1e-4)
+        return heard
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        heard = list(pool.map(decode, range(40)))
+    assert heard == [[f"of {number}"] for number in range(40)]
+    assert warnings.showwarning is shown and warnings.filters == filters
+    warnings.warn("beside", stacklevel=1)
+    assert [str(one.message) for one in recwarn.list] == ["beside"]
+
+
 def test_cmyk_photographs_keep_their_colours():
     red = Image.new("RGB", (16, 16), (250, 10, 10))
-    decoded, mode = decode_image(saved(red.convert("CMYK"), "JPEG", quality=95), 3)
+    decoded, mode, *_ = decode_image(saved(red.convert("CMYK"), "JPEG", quality=95), 3)
     assert mode == "CMYK"
     assert np.abs(decoded.astype(int) - (250, 10, 10)).max() < 12
 
@@ -128,6 +239,7 @@ def cut_short():
         (lambda: io.BytesIO(b""), "unknown format"),
         (lambda: io.BytesIO(b"hello"), "unknown format"),
         (lambda: saved(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "32-bit values"),
+        (lambda: io.BytesIO(b"P5 2 2 65535\n" + b"\x0f\xff" * 4), "mode I: 32-bit values"),
         (lambda: "/nowhere/at/all.png", "no such file"),
     ],
 )

@@ -1,11 +1,13 @@
 """The paper's numbers as data, and its tables in our layout."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
 
-from guided_distill.distill.distillations import round_costs
+from guided_distill.distill.distillations import TWO_STUDENT, round_costs
+from guided_distill.evaluation.contenders import list_contenders
 from guided_distill.report.paper_tables import (
     load_paper_results,
     misprints,
@@ -16,6 +18,8 @@ from guided_distill.report.paper_tables import (
     table_3,
     training_costs,
 )
+from guided_distill.run.settings import load_config
+from guided_distill.run.stages import plan_stages
 
 GAIN = {"fid": 0.5, "is": -0.25}  # ours less the paper's, below
 
@@ -118,6 +122,58 @@ def test_table_3_stands_beside_the_papers_naive_students():
     assert "9.50" in lines[2] and "6.46" in lines[2]
     assert "212.20" in lines[2] and "212.70" in lines[2]
     assert table_3([row for row in ours_like("imagenet64")], COSTS) == ""
+
+
+def evaluated(config):
+    """{(model, N, w)} of the rows that an evaluation of a config's finished stages makes."""
+    finished = {
+        stage.name: SimpleNamespace(
+            record=dict(
+                name=stage.name, stage=stage.kind, algorithm=stage.algorithm,
+                num_steps=stage.num_steps, w_range=stage.w_range,
+            )
+        )
+        for stage in plan_stages(config)
+    }  # fmt: skip
+    contenders = list_contenders(
+        finished,
+        SimpleNamespace(of=lambda record, sampler: None, ancestral_mix=0.0),
+        start_steps=config.step_two.start_steps,
+        num_steps=config.evaluation.num_steps,
+        baselines=config.evaluation.baselines,
+        baseline_num_steps=config.evaluation.baseline_num_steps,
+    )
+    return {
+        (c.model, c.num_steps, w) for c in contenders for w in config.evaluation.w if c.knows(w)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("cifar10", "cifar10"), ("imagenet64", "imagenet2012-64x64")]
+)
+def test_the_paper_variants_fill_every_line_of_the_papers_tables(name, data):
+    paper = load_paper_results(data)
+    asked = {(row["model"], row["num_steps"], row["w"]) for row in paper}
+    config = load_config(f"{ROOT / 'configs' / name}.py:paper")
+    rows = evaluated(config)
+    assert asked and asked <= rows
+    if any(model == TWO_STUDENT.model for model, *_ in asked):
+        ours = [
+            dict(model=model, num_steps=n, w=w, network_calls=2 * n, fid=1.0) | {"is": 1.0}
+            for model, n, w in rows
+        ]
+        table = table_3(ours, COSTS, paper)
+        printed = [row for row in paper if row["model"] == TWO_STUDENT.model]
+        assert printed and all(f"{row['fid']:.2f}" in table for row in printed)
+
+
+def test_the_naive_variant_alone_fills_table_3():
+    naive = {
+        (row["model"], row["num_steps"], row["w"])
+        for row in load_paper_results("cifar10")
+        if row["model"] == TWO_STUDENT.model
+    }
+    assert naive <= evaluated(load_config(f"{ROOT / 'configs' / 'cifar10.py'}:two_student"))
 
 
 def test_naive_students_are_counted_against_ddim():

@@ -13,6 +13,7 @@ from guided_distill.errors import UserError
 from guided_distill.jobs.common import image_path
 from guided_distill.run import settings
 from guided_distill.run.stages import plan_stages, select_stages
+from guided_distill.system.files import write_json
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -270,3 +271,12 @@ def test_buckets_are_refused_wherever_a_path_is_asked_for(key):
         settings.read_config("s3://bucket")
     with pytest.raises(UserError, match="`out` gs://b/x.png is no folder of this machine"):
         image_path("gs://b/x.png")
+
+
+def test_a_run_from_before_a_key_was_there_is_read_with_what_it_meant(tmp_path):
+    plain = settings.to_plain(load())
+    del plain["data"]["max_value"]
+    write_json(tmp_path / "config.json", plain)
+    config = settings.read_config(tmp_path)
+    settings.check_config(config)
+    assert config.data.max_value == 0

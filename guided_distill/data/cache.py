@@ -11,15 +11,15 @@ import shutil
 
 import numpy as np
 
-from guided_distill.data.images import BrokenImageError
+from guided_distill.data.images import BrokenImageError, check_range
 from guided_distill.data.sources import ArraySource, ImageDigest, StreamSource
 from guided_distill.data.workers import ahead
 from guided_distill.errors import UserError
 from guided_distill.system.locks import hold_lock
 from guided_distill.system.progress import Progress, to_stderr
 
-FORMAT = 1  # of a cache's files; another one is another cache
-NAMED = 5  # broken pictures that are named one by one
+FORMAT = 2  # of a cache's files; another one is another cache
+NAMED = 5  # broken or doubtful pictures that are named one by one
 READ_AT_ONCE = 2_000
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -33,7 +33,7 @@ class Items:
     Attributes:
       name: of the data set.
       split: "train" or "test".
-      decode: index -> (image `[H, W, C]` uint8, label); picklable. Raises `BrokenPictureError`.
+      decode: index -> (`Picture` of `image_shape`, label); picklable. Raises `BrokenImageError`.
       describe: index -> its file (and place in it), for people.
       length: how many there are.
       image_shape: (H, W, C) of all that `decode` returns.
@@ -80,7 +80,7 @@ def read_through_cache(items, settings):
             record = read_record(folder)  # Another process may have made it meanwhile.
             if record is None:
                 record = build(items, folder, settings.skip_broken, settings.num_workers)
-    tell_broken(record)
+    tell_pictures(record)
     source = open_cache(items, folder, record)
     in_memory = len(source) * np.prod(items.image_shape, dtype=float) <= settings.memory_gb * 1e9
     return load_into_memory(source) if in_memory else source
@@ -172,26 +172,33 @@ def write_cache(items, folder, skip_broken, num_workers):
     """Writes `pictures.array_record`, `labels.npy` and, at last, `record.json`; returns the record.
 
     Broken pictures do not end the pass: all of them are found before the first is named.
+
+    Raises:
+      UserError: naming broken pictures, or those whose range of values is not known.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer = ArrayRecordWriter(str(folder / "pictures.array_record"), "group_size:1,uncompressed")
-    digest, labels, broken = ImageDigest(), [], []
+    digest, labels, peaks, broken, warned = ImageDigest(), [], [], [], []
     title = f"decoding {items.title}"
     bar = Progress(title, total=len(items), unit="picture", compiles=False)
     results = ahead(_Decode(items), 0, len(items), num_workers=num_workers, buffer=256)
-    for index, (image, label) in enumerate(results):
-        if image is None:
+    for index, (picture, label) in enumerate(results):
+        if picture is None:
             broken.append(f"{items.describe(index)}: {label}")
         else:
-            writer.write(image.tobytes())
-            digest.add(image)
+            writer.write(picture.image.tobytes())
+            digest.add(picture.image)
             labels.append(label)
+            peaks.append(picture.peak)
+            if picture.warnings:
+                warned.append(f"{items.describe(index)}: {picture.warnings[0]}")
         if (index + 1) % 500 == 0 or index + 1 == len(items):
             bar(index + 1)
     bar.close()
     writer.close()
     check_broken(items, broken, skip_broken)
+    check_range(peaks, items.title)
     labels = np.asarray(labels, np.int32)
     np.save(folder / "labels.npy", labels)
     record = {
@@ -201,6 +208,7 @@ def write_cache(items, folder, skip_broken, num_workers):
         "sha256": digest.finish(labels, items.image_shape, items.num_classes),
         "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
         "broken": broken,
+        "warned": warned,
     }
     (folder / "record.json").write_text(json.dumps(record, indent=1), "utf-8")
     return record
@@ -208,18 +216,18 @@ def write_cache(items, folder, skip_broken, num_workers):
 
 @dataclasses.dataclass(frozen=True)
 class _Decode:
-    """index -> (image, label), or (None, why not)."""
+    """index -> (`Picture`, label), or (None, why not)."""
 
     items: Items
 
     def __call__(self, index):
         try:
-            image, label = self.items.decode(index)
+            picture, label = self.items.decode(index)
         except BrokenImageError as error:
             return None, str(error)
         if not 0 <= label < self.items.num_classes:
             return None, f"label {label} is not in 0 to {self.items.num_classes - 1}"
-        return image, label
+        return picture, label
 
 
 def check_broken(items, broken, skip_broken):
@@ -235,13 +243,17 @@ def check_broken(items, broken, skip_broken):
         raise UserError(f"{items.title} holds no picture that can be used: {broken[0]}")
 
 
-def tell_broken(record):
-    """Says at every start which pictures a cache leaves out."""
-    broken = record["broken"]
-    if broken:
-        named = "; ".join(broken[:NAMED]) + (" …" if len(broken) > NAMED else "")
-        kept = f"{len(broken)} broken pictures left out, {record['n']} kept"
-        to_stderr(f"{record['title']}: {kept}: {named}")
+def tell_pictures(record):
+    """Says at every start which pictures a cache leaves out, and which its decoder doubted."""
+    broken, warned = record["broken"], record["warned"]
+    kinds = {
+        f"{len(broken)} broken pictures left out, {record['n']} kept": broken,
+        f"{len(warned)} pictures are taken though their decoder warned": warned,
+    }
+    for what, pictures in kinds.items():
+        if pictures:
+            named = "; ".join(pictures[:NAMED]) + (" …" if len(pictures) > NAMED else "")
+            to_stderr(f"{record['title']}: {what}: {named}")
 
 
 def open_cache(items, folder, record):

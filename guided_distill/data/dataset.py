@@ -27,8 +27,18 @@ class Dataset:
 
     @functools.cached_property
     def train(self):
-        """What models learn from: a source (`ArraySource` or `StreamSource`)."""
-        return self._load("train")
+        """What models learn from: a source (`ArraySource` or `StreamSource`).
+
+        Raises:
+          UserError: where it holds one picture, which has no spread to measure distances by.
+        """
+        source = self._load("train")
+        if len(source) < 2:
+            raise UserError(
+                f"{self.name} has {len(source)} picture to learn from: two or more are needed, "
+                "and one held out"
+            )
+        return source
 
     @functools.cached_property
     def test(self):

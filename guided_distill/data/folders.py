@@ -1,9 +1,7 @@
 """A folder of pictures: one subfolder a class, or a CSV or JSONL file of labels."""
 
-import csv
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -18,17 +16,11 @@ from guided_distill.data.images import (
     fit_image,
     printable,
 )
+from guided_distill.data.label_table import read_table
+from guided_distill.data.names import SPLIT_NAMES, composed, in_order, is_shown
 from guided_distill.errors import UserError
 from guided_distill.system.progress import to_stderr
-
-FILE_COLUMNS = ("file", "file_name", "filename", "path", "image")
-LABEL_COLUMNS = ("label", "class")
-SPLIT_COLUMNS = ("split", "subset")
-SPLIT_NAMES = {  # as folders and tables spell them, in any case; those that come first are taken
-    "train": ("train", "training"),
-    "test": ("test", "testing", "val", "valid", "validation", "dev", "eval"),
-}
-HIDDEN = (".", "@", "__MACOSX")  # how names begin that systems and storage devices leave behind
+from guided_distill.system.workdir import is_workdir
 
 
 def open_folder(settings):
@@ -45,6 +37,7 @@ def open_folder(settings):
         raise UserError(f"data.path {settings.path!r} is no folder of pictures")
     if not settings.image_size:
         raise UserError("data.name=folder needs data.image_size, such as 32 or 64 (pixels)")
+    check_outside(settings, settings.cache, "data.cache")
     name = printable(folder.resolve().name)
     splits = read_table(folder, settings.labels) if settings.labels else scan(folder)
     class_names = number_classes(splits, numbers_are_labels=bool(settings.labels), name=name)
@@ -65,12 +58,12 @@ def open_folder(settings):
         items = Items(
             name=name,
             split=split,
-            decode=FileImages(files, labels, image_shape, settings.fit),
+            decode=FileImages(files, labels, image_shape, settings.fit, settings.max_value),
             describe=lambda index: f"{printable(files[index])} (record {index})",
             length=len(files),
             image_shape=image_shape,
             num_classes=len(class_names),
-            fingerprint=fingerprint(folder, files, labels, settings.fit),
+            fingerprint=fingerprint(folder, files, labels, f"{settings.fit} {settings.max_value}"),
         )
         return read_through_cache(items, settings)
 
@@ -79,22 +72,24 @@ def open_folder(settings):
 
 @dataclasses.dataclass(frozen=True)
 class FileImages:
-    """index -> (image `[H, W, C]` uint8, label) of picture files."""
+    """index -> (`Picture` of `image_shape`, label) of picture files."""
 
     files: list
     labels: np.ndarray
     image_shape: tuple
     fit: str
+    max_value: int
 
     def __call__(self, index):
         size, _, channels = self.image_shape
-        image, _ = decode_image(self.files[index], channels)
-        return fit_image(image, size, self.fit), int(self.labels[index])
+        picture = decode_image(self.files[index], channels, max_value=self.max_value)
+        image = fit_image(picture.image, size, self.fit)
+        return picture._replace(image=image), int(self.labels[index])
 
 
-def fingerprint(folder, files, labels, fit):
-    """Text that changes with any file's name, size, time of change or label, and with the fit."""
-    digest = hashlib.sha256(fit.encode())
+def fingerprint(folder, files, labels, how):
+    """Text that changes with any file's name, size, time of change or label, and with `how`."""
+    digest = hashlib.sha256(how.encode())
     for file, label in zip(files, labels, strict=True):
         try:
             stat = os.stat(file)
@@ -114,49 +109,76 @@ def scan(folder):
     """
     subfolders = {path.name: path for path in _subfolders(folder)}
     splits = {
-        split: [name for spelling in spellings for name in subfolders if name.lower() == spelling]
-        for split, spellings in SPLIT_NAMES.items()
+        split: [path for word in words for path in subfolders.values() if path.name.lower() == word]
+        for split, words in SPLIT_NAMES.items()
     }
-    classes = [name for name in subfolders if name not in sum(splits.values(), [])]
-    if not splits["train"] or (classes and not splits["test"]):
-        return {"all": _classes(folder)}  # "train" may be a class among others.
-    if classes or len(splits["train"]) > 1:
+    train, test = splits["train"], splits["test"]
+    classes = [name for name, path in subfolders.items() if path not in train + test]
+    if test and not train and not classes:
         raise UserError(
-            f"{printable(folder)} holds splits ({', '.join(splits['train'] + splits['test'])}) and "
-            f"{', '.join(classes) or 'no more'} beside them: move "
+            f"{printable(folder)} holds {_names(test)} and no folder train beside: name "
+            f"data.path={printable(test[0])} to learn from that, or move what is learnt to train"
+        )
+    if not train or (classes and not test):
+        return {"all": _classes(folder)}  # "train" may be a class among others.
+    if classes or len(train) > 1:
+        raise UserError(
+            f"{printable(folder)} holds splits ({_names(train + test)}) and "
+            f"{', '.join(map(printable, classes)) or 'no more'} beside them: move "
             "one away, or name a folder within by data.path"
         )
-    train, test = subfolders[splits["train"][0]], splits["test"]
-    if not test:
-        to_stderr(f"{printable(folder)}: {train.name} is read; a share of it is held out")
+    tell_unread(folder, _files(folder))
+    tell_runs(folder, _runs(folder))
+    return _read_splits(folder, train[0], test)
+
+
+def _read_splits(folder, train, candidates):
+    """As `scan`, of the folder that is learnt and those that may be held out, the likeliest first.
+
+    Those without class folders say nothing of their classes, where those that are learnt have some.
+    """
+    has_classes = bool(_subfolders(train))
+    test = next((path for path in candidates if bool(_subfolders(path)) == has_classes), None)
+    others = [path for path in candidates if path != test]
+    if test is None and candidates and not has_classes:
+        raise UserError(
+            f"{printable(train)} has no class folders, {printable(candidates[0])} has some: sort "
+            f"the pictures of {train.name} into class folders, or move {_names(candidates)} away"
+        )
+    if test is None:
+        unread = f"; not read, without class folders: {_names(others)}" if others else ""
+        to_stderr(f"{printable(folder)}: {train.name} is read; a share of it is held out{unread}")
         return {"all": _classes(train)}
-    others = f"; not read: {', '.join(test[1:])}" if test[1:] else ""
-    to_stderr(f"{printable(folder)}: {train.name} is learnt, {test[0]} is held out{others}")
-    return {"train": _classes(train), "test": _classes(subfolders[test[0]])}
+    one_class = "" if has_classes else ", one class, for they have no class folders"
+    unread = f"; not read: {_names(others)}" if others else ""
+    said = f"{train.name} is learnt, {test.name} is held out{one_class}{unread}"
+    to_stderr(f"{printable(folder)}: {said}")
+    return {"train": _classes(train), "test": _classes(test)}
+
+
+def _names(paths):
+    return ", ".join(printable(path.name) for path in paths)
 
 
 def _classes(folder):
     """(file, class name) of every picture below `folder`, in order of name."""
     subfolders = _subfolders(folder)
-    entries, others = [], [p for p in _entries(folder) if p.is_file() and _is_shown(p)]
+    check_names(subfolders)
+    entries, others, runs = [], _files(folder), _runs(folder)
     for path in subfolders:
-        files, no_images = _image_files(path)
-        others += no_images
+        files, no_images, runs_within = _image_files(path)
+        others, runs = others + no_images, runs + runs_within
         if not files:
             raise UserError(
                 f"class folder {printable(path)} holds no picture ({', '.join(SUFFIXES)}): "
                 "fill it or remove it"
             )
-        entries += [(file, path.name) for file in files]
+        entries += [(file, composed(path.name)) for file in files]
     if not subfolders:
-        files, others = _image_files(folder)
+        files, others, runs = _image_files(folder)
         entries = [(file, "all") for file in files]
-    if others:
-        named = printable(min(others)) + (", …" if len(others) > 1 else "")
-        to_stderr(
-            f"{printable(folder)}: {len(others)} files are not read, because they lie beside the "
-            f"class folders or are no {', '.join(SUFFIXES)}: {named}"
-        )
+    tell_unread(folder, others)
+    tell_runs(folder, runs)
     if not entries:
         raise UserError(
             f"{printable(folder)} holds no pictures: it takes one subfolder a class, or "
@@ -165,8 +187,61 @@ def _classes(folder):
     return entries
 
 
+def check_names(class_folders):
+    """Refuses two class folders whose names are one name to people."""
+    seen = {}
+    for path in class_folders:
+        other = seen.setdefault(composed(path.name), path)
+        if other != path:
+            raise UserError(
+                f"{printable(path.parent)} holds two class folders of one name, spelt "
+                f"{ascii(other.name)} and {ascii(path.name)} in Unicode: merge them, or rename one"
+            )
+
+
+def tell_unread(folder, files):
+    """Says how many files are left out that do not lie where pictures are looked for."""
+    if files:
+        named = printable(min(files)) + (", …" if len(files) > 1 else "")
+        to_stderr(
+            f"{printable(folder)}: {len(files)} files are not read, because they lie beside the "
+            f"class folders or are no {', '.join(SUFFIXES)}: {named}"
+        )
+
+
+def tell_runs(folder, runs):
+    """Says which workdirs lie among the pictures: what they hold are results, not data."""
+    if runs:
+        more = ", …" if len(runs) > 1 else ""
+        to_stderr(
+            f"{printable(folder)}: {len(runs)} folders of runs are not read: "
+            f"{printable(min(runs))}{more}"
+        )
+
+
+def _files(folder):
+    return [path for path in _entries(folder) if path.is_file() and is_shown(path)]
+
+
 def _subfolders(folder):
-    return sorted(p for p in _entries(folder) if p.is_dir() and _is_shown(p))
+    """Folders in a folder that may hold pictures, in order of name."""
+    return in_order(p for p in _entries(folder) if p.is_dir() and is_shown(p) and not holds_runs(p))
+
+
+def _runs(folder):
+    return [p for p in _entries(folder) if p.is_dir() and is_shown(p) and holds_runs(p)]
+
+
+def holds_runs(folder):
+    """Whether a folder is a workdir, or holds workdirs and nothing else."""
+    if is_workdir(folder):
+        return True
+    try:
+        entries = filter(is_shown, folder.iterdir())
+        first = next(entries, None)
+        return first is not None and is_workdir(first) and all(map(is_workdir, entries))
+    except OSError:
+        return False  # It is named when its pictures are looked for.
 
 
 def _entries(folder):
@@ -181,97 +256,32 @@ def _entries(folder):
 
 
 def _image_files(folder):
-    """(images, other files) below a folder, by suffix, in order of name.
+    """(images, other files) below a folder, by suffix, in order of name; and workdirs there.
 
     Hidden folders and files are left out, linked folders below the class folder with a word.
 
     Raises:
       UserError: naming a folder that cannot be read.
     """
-    files, linked = [], []
+    files, linked, runs = [], [], []
 
     def refuse(error):
         raise UserError(f"{printable(error.filename)} cannot be read: {error.strerror}")
 
     for where, folders, names in os.walk(folder, onerror=refuse):
-        paths = [pathlib.Path(where, name) for name in folders if _is_shown(pathlib.Path(name))]
+        paths = [pathlib.Path(where, name) for name in folders if is_shown(pathlib.Path(name))]
         linked += [path for path in paths if path.is_symlink()]
-        folders[:] = [path.name for path in paths if not path.is_symlink()]
+        runs += [path for path in paths if not path.is_symlink() and is_workdir(path)]
+        folders[:] = [p.name for p in paths if not p.is_symlink() and p not in runs]
         files += [pathlib.Path(where, name) for name in names]
     if linked:
         to_stderr(
             f"{printable(folder)}: {len(linked)} linked folders are not read, such as "
             f"{printable(min(linked))}"
         )
-    files = sorted(filter(_is_shown, files))
+    files = in_order(filter(is_shown, files))
     images = [file for file in files if file.suffix.lower() in SUFFIXES]
-    return images, [file for file in files if file.suffix.lower() not in SUFFIXES]
-
-
-def _is_shown(path):
-    return not path.name.startswith(HIDDEN)
-
-
-def read_table(folder, table):
-    """As `scan`, of a CSV or JSONL file with a column of files (in `folder`) and one of labels.
-
-    A column `split` sorts them into what is learnt and what is held out.
-    """
-    path = pathlib.Path(table).expanduser()
-    if not path.is_absolute() and (folder / path).exists():
-        path = folder / path
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as opened:
-            if path.suffix.lower() == ".jsonl":
-                rows = [json.loads(line) for line in opened if line.strip()]
-            else:
-                rows = list(csv.DictReader(opened))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"data.labels {table!r} cannot be read: {error}") from error
-    splits, seen = {}, set()
-    for number, row in enumerate(rows, start=1):
-        file, label = (_column(row, names) for names in (FILE_COLUMNS, LABEL_COLUMNS))
-        if file is None or label is None:
-            has = ", ".join(map(str, row)) if isinstance(row, dict) else row
-            raise UserError(
-                f"{path}: row {number} must have a column of {FILE_COLUMNS[0]} and one of "
-                f"{LABEL_COLUMNS[0]}, has {has or 'nothing'}"
-            )
-        if file in seen:
-            raise UserError(f"{path}: row {number} names {file} again")
-        if os.path.isabs(file) or os.path.normpath(file).startswith(".."):
-            raise UserError(f"{path}: row {number} names {file}, which lies outside of {folder}")
-        if not (folder / file).is_file():
-            raise UserError(f"{path}: row {number} names {file}, which is not in {folder}")
-        seen.add(file)
-        splits.setdefault(_split_of(row, path, number), []).append((folder / file, label))
-    if not splits:
-        raise UserError(f"{path} names no picture")
-    if "all" in splits and len(splits) > 1:
-        raise UserError(f"{path} has rows with a split and rows without one")
-    if set(splits) in ({"train"}, {"test"}):
-        splits = {"all": sum(splits.values(), [])}
-    return splits
-
-
-def _split_of(row, path, number):
-    """The split that a row names; "all" where it names none."""
-    name = _column(row, SPLIT_COLUMNS)
-    if name is None:
-        return "all"
-    for split, spellings in SPLIT_NAMES.items():
-        if name.lower() in spellings:
-            return split
-    known = ", ".join(sum(SPLIT_NAMES.values(), ()))
-    raise UserError(f"{path}: row {number} is of split {name}, which is none of {known}")
-
-
-def _column(row, names):
-    """A row's text under the first of `names` that it has; None without one."""
-    values = [
-        row[name] for name in names if isinstance(row, dict) and row.get(name) not in (None, "")
-    ]
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(values[0]).strip()) if values else None
+    return images, [file for file in files if file.suffix.lower() not in SUFFIXES], runs
 
 
 def number_classes(splits, *, numbers_are_labels, name):
@@ -289,6 +299,30 @@ def number_classes(splits, *, numbers_are_labels, name):
             check_labels([int(class_name) for class_name in names], what=name)
         return sorted(names, key=int)
     return sorted(names)
+
+
+def check_outside(settings, path, what):
+    """Refuses to write where class folders are read from: results would become data.
+
+    Args:
+      settings: the section `config.data`.
+      path: of a file or folder that is going to be written.
+      what: it is, as in "`out`".
+
+    Raises:
+      UserError: naming it and the folder.
+    """
+    if settings.name != "folder" or settings.labels or not settings.path:
+        return  # A table names its pictures, and other readers read no pictures from folders.
+    folder, path = (pathlib.Path(p).expanduser().resolve() for p in (settings.path, path))
+    within = path.is_relative_to(folder) and path.relative_to(folder)
+    if within and not all(is_shown(pathlib.Path(part)) for part in within.parts):
+        return  # Hidden from the reader, too.
+    if within:
+        raise UserError(
+            f"{what} {printable(path)} lies in data.path {printable(folder)}, where its pictures "
+            "would become data: name a folder beside it"
+        )
 
 
 def _labels_of(entries, class_names, name):

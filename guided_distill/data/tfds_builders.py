@@ -11,7 +11,7 @@ import numpy as np
 
 from guided_distill.data.cache import Items, read_through_cache
 from guided_distill.data.dataset import Dataset, hold_out
-from guided_distill.data.images import decode_image, fit_image
+from guided_distill.data.images import Picture, decode_image, fit_image
 from guided_distill.errors import UserError, nearest
 from guided_distill.system.progress import to_stderr
 
@@ -52,8 +52,10 @@ def open_tfds(settings):
     def load(split):
         tfds_split, rows = find_rows(settings, info.splits, directory, label_key, split)
         decode = TfdsImages(
-            str(directory), tfds_split, rows, image_key, label_key, image_shape, settings.fit
-        )
+            str(directory), tfds_split, rows, image_key, label_key, image_shape,
+            settings.fit, settings.max_value,
+        )  # fmt: skip
+        how = f"{settings.fit} {settings.max_value}"
         items = Items(
             name=name,
             split=split,
@@ -62,7 +64,7 @@ def open_tfds(settings):
             length=info.splits[tfds_split].num_examples if rows is None else len(rows),
             image_shape=image_shape,
             num_classes=num_classes,
-            fingerprint=f"{fingerprint(directory)} {tfds_split} {settings.fit} {_digest(rows)}",
+            fingerprint=f"{fingerprint(directory)} {tfds_split} {how} {_digest(rows)}",
         )
         return read_through_cache(items, settings)
 
@@ -81,7 +83,7 @@ def find_rows(settings, splits, directory, label_key, split):
 
 @dataclasses.dataclass(frozen=True)
 class TfdsImages:
-    """index -> (image `[H, W, C]` uint8, label) of a prepared split.
+    """index -> (`Picture` of `image_shape`, label) of a prepared split.
 
     Opens the split by itself, so that it may travel to worker processes.
     """
@@ -93,6 +95,7 @@ class TfdsImages:
     label_key: str | None
     image_shape: tuple
     fit: str
+    max_value: int = 0
 
     def row(self, index):
         """The record of a picture: its own place, or that of a share of the split."""
@@ -102,9 +105,13 @@ class TfdsImages:
         example = open_split(self.directory, self.split)[self.row(index)]
         image, (size, _, channels) = example[self.image_key], self.image_shape
         if isinstance(image, bytes):
-            image, _ = decode_image(io.BytesIO(image), channels, follow_exif=False)
-        image = fit_image(image, size, self.fit)
-        return image, int(example[self.label_key]) if self.label_key else 0
+            picture = decode_image(
+                io.BytesIO(image), channels, follow_exif=False, max_value=self.max_value
+            )
+        else:
+            picture = Picture(image)
+        picture = picture._replace(image=fit_image(picture.image, size, self.fit))
+        return picture, int(example[self.label_key]) if self.label_key else 0
 
 
 @functools.lru_cache(maxsize=4)

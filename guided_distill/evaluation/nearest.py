@@ -17,7 +17,8 @@ def nearest_images(samples, extractor, reference, source):
       source: data source.
 
     Returns:
-      Blocks for `save_strips`, one per title; empty where the reference's images are not known.
+      Blocks for `save_strips`, one per title, with as many of the nearest as there are; empty
+      where the reference's images are not known.
     """
     if reference.features is None or reference.provenance.get("data_sha256") != source.sha256:
         return {}
@@ -27,6 +28,6 @@ def nearest_images(samples, extractor, reference, source):
         features, _ = extractor.apply(images)
         order = np.argsort(distances(features.astype(np.float64), reference.features), axis=1)
         blocks[title] = {"sample": images}
-        for k in range(SHOWN):
+        for k in range(min(SHOWN, order.shape[1])):
             blocks[title][f"nearest {k + 1}"], _ = source.read(order[:, k] * stride)
     return blocks

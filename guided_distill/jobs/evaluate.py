@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from guided_distill.data.dataset import class_counts
+from guided_distill.data.folders import check_outside
 from guided_distill.distill.distillations import (
     distillation_of,
     network_evaluations,
@@ -58,6 +59,7 @@ def run(request):
     """Evaluates a workdir, or measures the images of the request."""
     workdir = local_path(request.workdir, "`workdir`")
     settings.prepare_config(request.config)
+    check_outside(request.config.data, workdir, "`workdir`")
     if request.images:
         measure_images(
             request.config,

@@ -29,7 +29,12 @@ def measure_images(config, workdir, paths, *, skip_broken=False, out=""):
     """
     out = output_path(out) if out else None
     dataset = open_data(config)
-    images, notices = read_images(paths, dataset.image_shape, skip_broken=skip_broken)
+    images, notices = read_images(
+        paths,
+        dataset.image_shape,
+        skip_broken=skip_broken,
+        max_value=config.data.max_value,
+    )
     for notice in notices:
         to_stderr(notice)
     if len(images) < 2:

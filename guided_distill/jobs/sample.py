@@ -4,12 +4,15 @@ import dataclasses
 import math
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from guided_distill.data.folders import check_outside
 from guided_distill.data.pixels import to_uint8
 from guided_distill.errors import UserError
 from guided_distill.jobs.common import check_counts, image_path
 from guided_distill.report.grids import save_grid
 from guided_distill.sampling.sampler import Sampler, read_labels
+from guided_distill.system.files import local_path, read_json
 from guided_distill.system.processes import first_only
 from guided_distill.system.progress import to_stderr
 
@@ -39,6 +42,10 @@ def run(request):
     """Draws samples from a finished stage into an image or an `.npz`."""
     if not request.out:
         raise UserError("`out` is missing: name a file, such as grid.png or samples.npz")
+    config = read_json(local_path(request.workdir, "`workdir`") / "config.json", derived=True)
+    if config is not None:
+        data = {"name": "", "path": "", "labels": ""} | config.get("data", {})
+        check_outside(ConfigDict(data), request.out, "`out`")
     out = image_path(request.out, ARRAYS)
     check_counts(request, "num_steps", "batch_size", *(["n"] if request.n is not None else []))
     weights = request.w

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from guided_distill.data.dataset import cycle_labels
+from guided_distill.data.folders import check_outside
 from guided_distill.data.pixels import to_uint8
 from guided_distill.distill.distillations import fitting_samplers
 from guided_distill.jobs.common import make_generators, open_data
@@ -77,6 +78,7 @@ def train(
     if teacher:
         config.teacher.path = str(teacher)
     settings.prepare_config(config)
+    check_outside(config.data, workdir, "`workdir`")
     with own_workdir(workdir):
         trained = train_stages(config, workdir, stage, on_images)
         if trained and config.evaluation.paper_report and not stage:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from guided_distill.data.folders import check_outside
 from guided_distill.data.images import read_images
 from guided_distill.distill.distillations import ENCODER, students_of
 from guided_distill.distill.ranges import check_distilled, check_w
@@ -54,6 +55,9 @@ def run(request):
     """Encodes images with the source label, decodes with the target label, beside guided DDIM."""
     config, workdir = request.config, local_path(request.workdir, "`workdir`")
     settings.prepare_config(config)
+    check_outside(config.data, workdir, "`workdir`")
+    if request.out:
+        check_outside(config.data, request.out, "`out`")
     out = image_path(request.out) if request.out else None
     check_counts(request, "batch_size", "n", *(["num_steps"] if request.num_steps else []))
     stages = find_stages(workdir)
@@ -86,7 +90,8 @@ def run(request):
 def choose_images(request, source_label, dataset, image_shape):
     """The first n of the request's own images, else of the held-out ones of the source class."""
     if request.images:
-        images, notices = read_images(request.images, image_shape)
+        max_value = request.config.data.max_value
+        images, notices = read_images(request.images, image_shape, max_value=max_value)
         for notice in notices:
             to_stderr(notice)
     else:

@@ -10,6 +10,7 @@ import runpy
 from ml_collections import ConfigDict
 
 from guided_distill.data.augment import AUGMENTATIONS
+from guided_distill.data.images import MAX_SIXTEEN_BITS
 from guided_distill.data.pixels import FITS
 from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
 from guided_distill.distill.distillations import DETERMINISTIC, DISTILLATIONS, ENCODER
@@ -67,6 +68,7 @@ RULES = {
         lambda v: is_integer(v) and v in (0, 1, 3), "1 (grey), 3 (colours) or 0 (the data's own)"
     ),
     "data.fit": choice(FITS),
+    "data.max_value": integer(0, MAX_SIXTEEN_BITS),
     "data.augmentations": sequence(choice(AUGMENTATIONS), min_length=0),
     "data.test_share": number(0.0, 1.0, open_low=True, open_high=True),
     "data.skip_broken": BOOLEAN,
@@ -161,6 +163,7 @@ def read_config(workdir):
         raise UserError(f"{workdir} holds no run: train one first, or check `workdir`")
     if not all(section in plain for section in ROUND_SECTIONS):
         raise UserError(f"{workdir}/config.json was written by an earlier version: name `config`")
+    plain["data"].setdefault("max_value", 0)  # Runs of earlier versions did not have it.
     return from_plain(plain)
 
 

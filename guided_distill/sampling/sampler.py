@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from guided_distill.data.names import composed
 from guided_distill.data.pixels import to_uint8
 from guided_distill.distill.distillations import DISTILLATIONS, choose_sampler
 from guided_distill.distill.ranges import check_distilled, check_w
@@ -181,13 +182,14 @@ def choose_family(families, stage):
 def read_labels(labels, record):
     """Numbers of classes that are given as numbers or, where they have some, as names.
 
-    Where all names are numbers, a number is a name.
+    Where all names are numbers, a number is a name. Names are alike in every Unicode form.
     """
-    names = record["class_names"]
+    names = [composed(name) for name in record["class_names"]]
     if isinstance(labels, str) or np.ndim(labels) != 1:
         raise UserError(f"labels must be a list, such as [3, 5], got {labels!r}")
     numbers = []
     for label in np.asarray(labels).tolist():
+        label = composed(label) if isinstance(label, str) else label
         if str(label) in names and (isinstance(label, str) or all(map(is_number, names))):
             numbers.append(names.index(str(label)))
         elif all(map(is_number, names)) and names:

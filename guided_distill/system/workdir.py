@@ -12,6 +12,7 @@ A finished stage is looked up by what its record says it is, not by where it lie
 
 import contextlib
 import functools
+import json
 import os
 import pathlib
 
@@ -170,6 +171,15 @@ class StageFolder:
     def path_to(self, other):
         """`other`'s folder as seen from this one, so that a workdir can be moved."""
         return os.path.relpath(other.path.resolve(), self.path.resolve())
+
+
+def is_workdir(folder):
+    """Whether a run was begun in a folder: pictures in it are results."""
+    try:
+        config = json.loads((pathlib.Path(folder) / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"data", "w_range", "step_two"} <= set(config)
 
 
 def find_own_stages(workdir):
