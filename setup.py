@@ -26,6 +26,7 @@ setup(
             "ipywidgets>=8",
             "nbformat>=5.10",
         ],
+        "torch": ["torch==2.13.0", "diffusers>=0.42,<0.43", "transformers>=5.24,<6"],
         "parity": ["torch==2.13.0", "torch-fidelity==0.4.0"],
         "tf": ["tensorflow-cpu>=2.21", "tensorboard>=2.21"],
         "tpu": ["jax[tpu]"],

@@ -1,0 +1,243 @@
+"""A network as data: a graph of named operations, run in JAX by the rules of their table.
+
+A graph holds names, constants and shapes, and no code; its parameters are a flat dict of arrays
+under their PyTorch names. float64, float16 and bfloat16 have become float32, and int64 int32.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from guided_distill.errors import UserError, nearest
+from guided_distill.models import sites
+from guided_distill.models.nodes import (
+    INPUT,
+    NODE,
+    PARAM,
+    Node,
+    Ref,
+    Spec,
+    decode,
+    encode,
+    refs_of,
+)
+from guided_distill.models.operations.table import OPERATIONS
+from guided_distill.system.files import read_json, write_json
+
+FORMAT = 1  # of the JSON file
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """A pure function `(params, inputs) -> output` that knows what it is given.
+
+    Attributes:
+      inputs: `{name: Spec}`, names dotted where nested, as "added_cond_kwargs.text_embeds".
+      params: `{name: Spec}` under PyTorch's names; constants are "example.NAME".
+      nodes: in an order in which each needs only those before it.
+      output: of which array.
+    """
+
+    inputs: dict[str, Spec]
+    params: dict[str, Spec]
+    nodes: tuple[Node, ...]
+    output: Ref
+
+    def __post_init__(self):
+        _check_operations(self.nodes)
+        _check_order(self)
+
+    @property
+    def trainable(self):
+        """Names of the parameters that training moves."""
+        return tuple(name for name, spec in self.params.items() if spec.trainable)
+
+    def run(self, params, inputs, *, add_to_input=None):
+        """The output at any batch size; pure, to be differentiated, jitted and vmapped.
+
+        Args:
+          params: `{name: array}` of `self.params`.
+          inputs: `{name: [B, …]}` of `self.inputs`; cast to their dtypes.
+          add_to_input: `{node: [B, width]}` that is added to the first argument of that node,
+            alike along the axes between.
+
+        Raises:
+          UserError: where an input is missing, unknown or of another shape, where no node has such
+            a name, or where a rule refuses its arguments, naming the node.
+        """
+        add = add_to_input or {}
+        _check_names("a node to add to", add, {node.name for node in self.nodes})
+        values = {Ref(PARAM, name): params[name] for name in self.params}
+        values |= {Ref(INPUT, name): value for name, value in self._bind(inputs).items()}
+        with jax.numpy_rank_promotion("allow"):  # PyTorch broadcasts by ranks.
+            for node in self.nodes:
+                values[Ref(NODE, node.name)] = _evaluate(node, values, add.get(node.name))
+        return values[self.output]
+
+    def find_sites(self, time_input):
+        """Names of the linear nodes that are fed by an embedding of the time, in order.
+
+        Fed through element-wise operations, casts, joins and reshapes alone by a sinusoid of the
+        time or a row that the time picks in a table; where there is none, by the time itself.
+        A guidance weight enters there: `add_to_input={site: [B, input_width(site)]}`.
+
+        Raises:
+          UserError: where no input has that name.
+        """
+        _check_names("the time", [time_input], self.inputs)
+        return sites.find_sites(self, time_input)
+
+    def input_width(self, site):
+        """Width of what a linear node of `find_sites` is fed."""
+        (node,) = (node for node in self.nodes if node.name == site)
+        return self.params[node.args[1].name].shape[1]
+
+    def check_params(self, params):
+        """Raises a `UserError` where params are not those of the graph, or are no numbers."""
+        missing, extra = (
+            sorted(set(self.params) - set(params)),
+            sorted(set(params) - set(self.params)),
+        )
+        if missing or extra:
+            raise UserError(
+                f"params do not fit the graph: missing {missing[:3]} ({len(missing)}), "
+                f"unknown {extra[:3]} ({len(extra)}): take those written with it"
+            )
+        for name, spec in self.params.items():
+            _check_param(name, spec, params[name])
+
+    def write(self, path):
+        """Writes the graph as JSON."""
+        write_json(path, _to_record(self))
+
+    @classmethod
+    def read(cls, path):
+        """The graph of a file.
+
+        Raises:
+          UserError: where it is missing, damaged, of a newer format, or has an operation that no
+            rule is for.
+        """
+        record = read_json(path)
+        if record is None:
+            raise UserError(f"{path} is missing: a model's graph is written where it is imported")
+        found = record.get("format")
+        if isinstance(found, int) and found > FORMAT:
+            raise UserError(f"{path} has format {found}, newer than {FORMAT}: update this package")
+        try:
+            return _from_record(record)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is no graph, or damaged ({error!r})"[:200]) from error
+
+    def _bind(self, inputs):
+        """The inputs, checked against their specs and cast."""
+        _check_names("an input", inputs, self.inputs)
+        missing = sorted(set(self.inputs) - set(inputs))
+        if missing:
+            raise UserError(f"inputs {missing} are missing: the graph takes {sorted(self.inputs)}")
+        inputs = {name: jnp.asarray(inputs[name]) for name in self.inputs}
+        batches = {value.shape[:1] for value in inputs.values()}
+        for name, spec in self.inputs.items():
+            _check_input(name, spec, inputs[name].shape, inputs[name].dtype, len(batches))
+        return {name: inputs[name].astype(spec.dtype) for name, spec in self.inputs.items()}
+
+
+def _evaluate(node, values, added):
+    """A node's value; `added` goes onto its first argument."""
+    args, kwargs = _resolve(list(node.args), values), _resolve(node.kwargs, values)
+    if added is not None:
+        args[0] = args[0] + _laid_along(added, args[0].ndim)
+    try:
+        return OPERATIONS[node.operation](*args, **kwargs)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{node.name} ({node.operation}): {reason}") from error
+
+
+def _laid_along(added, ndim):
+    """`[B, width]` with axes of length 1 between, up to `ndim`."""
+    return added.reshape(added.shape[0], *[1] * (ndim - added.ndim), *added.shape[1:])
+
+
+def _resolve(argument, values):
+    if isinstance(argument, Ref):
+        return values[argument]
+    if isinstance(argument, list):
+        return [_resolve(item, values) for item in argument]
+    if isinstance(argument, dict):
+        return {key: _resolve(item, values) for key, item in argument.items()}
+    return argument
+
+
+def _check_operations(nodes):
+    unknown = sorted({node.operation for node in nodes} - set(OPERATIONS))
+    if unknown:
+        raise UserError(
+            f"no rule for {', '.join(unknown)}: write the module without, or add a rule to "
+            "guided_distill/models/operations"
+        )
+
+
+def _check_order(graph):
+    known = {Ref(INPUT, name) for name in graph.inputs} | {
+        Ref(PARAM, name) for name in graph.params
+    }
+    for node in (*graph.nodes, Node("the output", "", (graph.output,), {})):
+        for ref in refs_of([node.args, node.kwargs]):
+            if ref not in known:
+                raise UserError(f"{node.name} needs the {ref.kind} {ref.name}, which is not there")
+        known.add(Ref(NODE, node.name))
+
+
+def _check_names(what, names, known):
+    for name in names:
+        if name not in known:
+            raise UserError(f"{what} {name!r} is not in the graph{nearest(name, known)}")
+
+
+def _check_input(name, spec, shape, dtype, batches):
+    if shape[1:] != spec.shape or not shape or batches > 1:
+        raise UserError(f"input {name} must be {['B', *spec.shape]}, B the same for all: {shape}")
+    if jnp.issubdtype(dtype, jnp.inexact) and not jnp.issubdtype(spec.dtype, jnp.inexact):
+        raise UserError(f"input {name} must be {spec.dtype}, got {dtype}: round it yourself")
+
+
+def _check_param(name, spec, array):
+    if tuple(array.shape) != spec.shape:
+        raise UserError(f"param {name} must have the shape {spec.shape}, got {tuple(array.shape)}")
+    if jnp.issubdtype(array.dtype, jnp.inexact) != jnp.issubdtype(spec.dtype, jnp.inexact):
+        raise UserError(f"param {name} must be {spec.dtype}, got {array.dtype}")
+    if jnp.issubdtype(array.dtype, jnp.inexact) and bool(jnp.isnan(array).any()):
+        raise UserError(f"param {name} holds NaN: take weights from before the training broke")
+
+
+def _to_record(graph):
+    def specs(of):
+        return {name: [list(s.shape), s.dtype, s.trainable] for name, s in of.items()}
+
+    nodes = [
+        [n.name, n.operation, encode(list(n.args)), {k: encode(v) for k, v in n.kwargs.items()}]
+        for n in graph.nodes
+    ]
+    return {
+        "format": FORMAT,
+        "inputs": specs(graph.inputs),
+        "params": specs(graph.params),
+        "nodes": nodes,
+        "output": encode(graph.output),
+    }
+
+
+def _from_record(record):
+    def specs(of):
+        return {name: Spec(tuple(shape), dtype, flag) for name, (shape, dtype, flag) in of.items()}
+
+    nodes = tuple(
+        Node(name, operation, tuple(decode(args)), {k: decode(v) for k, v in kwargs.items()})
+        for name, operation, args, kwargs in record["nodes"]
+    )
+    inputs, params = specs(record["inputs"]), specs(record["params"])
+    return Graph(inputs, params, nodes, decode(record["output"]))
