@@ -224,7 +224,9 @@ def test_collectives_are_counted_from_the_programs_text():
 def test_an_update_that_does_not_fit_is_refused_before_the_run(tmp_path):
     config = config_of("digits", "smoke")
     dataset = open_dataset(config.data)
-    trainer = Trainer(config, tmp_path, dataset, make_models(config, (8, 8, 1), 10), on_stage_end=None)
+    trainer = Trainer(
+        config, tmp_path, dataset, make_models(config, (8, 8, 1), 10), on_stage_end=None
+    )
     trainer.check_memory(plan_stages(config)[:1], None)
     with pytest.raises(UserError, match=r"teacher: an update takes .* which has 0.00: .*remat"):
         trainer.check_memory(plan_stages(config)[:1], 1_000)

@@ -19,10 +19,10 @@ FLOORS = {
 }  # fmt: skip
 CORE = {"jax", "flax", "optax", "numpy", "guided_distill"}
 STANDARD = {
-    "collections", "dataclasses", "difflib", "functools", "itertools", "math", "operator", "typing",
-    "zlib",
+    "collections", "dataclasses", "difflib", "functools", "itertools", "math", "operator", "pathlib",
+    "typing", "zlib",
 }  # fmt: skip
-EDGES = {"from_torch.py"}  # the one module that needs PyTorch
+EDGES = {"from_torch.py", "importing.py"}  # the modules that need PyTorch
 
 
 def part_of(path):

@@ -182,7 +182,7 @@ def _convert(program, example, output):
 
 
 def _trainable(tensors):
-    """Names of the parameters that ask for gradients; of all, where a module is frozen as a whole."""
+    """Names of the parameters that ask for gradients; all of them where none does."""
     parameters = {n: tensor for n, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
     return {n for n, tensor in parameters.items() if tensor.requires_grad} or set(parameters)
 

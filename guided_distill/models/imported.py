@@ -61,9 +61,7 @@ def imported_model(description, folder, *, knows_w, dtype="float32", remat="none
     graph = Graph.read(folder / GRAPH_FILE)
     constants = read_tensors(folder / CONSTANTS_FILE)
     null = {
-        name.removeprefix(NULL): value
-        for name, value in constants.items()
-        if name.startswith(NULL)
+        name.removeprefix(NULL): value for name, value in constants.items() if name.startswith(NULL)
     }
     buffers = {name: value for name, value in constants.items() if not name.startswith(NULL)}
     network = Network(description, graph, buffers, dtype=dtype, remat=remat)

@@ -139,7 +139,7 @@ ROUND_RULES = {
 ROUND_SECTIONS = ("step_two", *(name for name in DISTILLATIONS if name != DETERMINISTIC.name))
 
 
-ADDED_SINCE = (("teacher", "path", ""),)  # keys that configs of earlier workdirs lack
+ADDED_SINCE = (("teacher", "path", ""), ("data", "max_value", 0))  # earlier workdirs lack them
 
 
 def load_config(path: str | pathlib.Path) -> ConfigDict:
@@ -163,7 +163,6 @@ def read_config(workdir):
         raise UserError(f"{workdir} holds no run: train one first, or check `workdir`")
     if not all(section in plain for section in ROUND_SECTIONS):
         raise UserError(f"{workdir}/config.json was written by an earlier version: name `config`")
-    plain["data"].setdefault("max_value", 0)  # Runs of earlier versions did not have it.
     return from_plain(plain)
 
 
