@@ -139,6 +139,24 @@ def test_what_a_graph_holds(exported):
     assert "turns" not in graph.trainable
 
 
+def test_a_module_that_fixes_its_batch_is_mapped_over_rows():
+    def forward(self, x):
+        return self.linear(x) + torch.tensor([0.5] * len(x))[:, None] * len(x[0].tolist())
+
+    module = Plain(forward, linear=nn.Linear(3, 3)).eval()
+    example = dict(x=torch.rand(2, 3))
+    graph, params = export_graph(module, example)
+    assert graph.row_by_row
+    assert measure_parity(module, example, graph, params, batch=5) < TOLERANCE
+    (site,) = graph.find_sites("x")  # A module that is told the time alone.
+    x, w = np.ones((5, 3), np.float32), np.arange(15, dtype=np.float32).reshape(5, 3)
+    assert_allclose(
+        graph.run(params, {"x": x}, add_to_input={site: w}),
+        graph.run(params, {"x": x + w}),
+        atol=1e-5,
+    )
+
+
 def test_what_training_moves():
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).eval()
     module[0].weight.requires_grad_(False)
@@ -351,7 +369,7 @@ def broken():
         (Plain(lambda self, x: x[x > 0]), "an index that is a mask"),
         (Plain(lambda self, x: torch.linalg.inv(x.T @ x) + torch.digamma(x[0])), "no rule for digamma.default, linalg_inv"),
         (Plain(lambda self, x: x + torch.randn_like(x)), "no rule for randn_like.default"),
-        (Plain(lambda self, x: x + torch.ones(2, 3)), "fixes the batch axis at 2"),
+        (Plain(lambda self, x: x * torch.arange(2.0)[:, None]), "fixes the batch axis at 2 and mixes its rows"),
         (Plain(lambda self, x: nn.functional.dropout(x, 0.5)), "no rule for native_dropout.default"),
         (Plain(lambda self, x: nn.functional.max_pool1d(x, 2, ceil_mode=True)), "max_pool.* with ceil_mode=True"),
         (counter(), "writes to the buffer seen"),
