@@ -157,6 +157,17 @@ def test_a_module_that_fixes_its_batch_is_mapped_over_rows():
     )
 
 
+def test_arguments_by_other_names():
+    class Open(nn.Module):
+        def forward(self, x, **rest):
+            return x * rest["scale"] + rest["more"]["shift"]
+
+    example = dict(x=torch.rand(2, 3), scale=2.0, more=dict(shift=torch.rand(2, 1)))
+    graph, params = export_graph(Open().eval(), example)
+    assert list(graph.inputs) == ["x", "more.shift"]
+    assert measure_parity(Open().eval(), example, graph, params) < TOLERANCE
+
+
 def test_what_training_moves():
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).eval()
     module[0].weight.requires_grad_(False)

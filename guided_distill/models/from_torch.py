@@ -165,7 +165,7 @@ def _by_argument(module, shapes):
 def _explained(name, error):
     """A `UserError` of what kept `torch.export` from tracing."""
     text = str(error)
-    if "ata-dependent" in text or "data dependent" in text:
+    if "ata-dependent" in text or "data dependent" in text or "SymInt" in text:
         return UserError(
             f"the control flow of {name} depends on the values of tensors ({_first_line(error)}): "
             "write it with torch.where"
@@ -221,26 +221,29 @@ def _outputs(program):
 
 def _placeholders(program, example):
     """(inputs, params, `{placeholder: Ref}`) of a program."""
-    inputs, params, refs = {}, {}, {}
-    targets = dict(program.state_dict) | dict(program.constants)
-    first = _first_names(targets)
-    given = [s for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
-    for spec in program.graph_signature.input_specs:
-        if spec.kind is not InputKind.USER_INPUT:
-            name = first[spec.target]
-            params[name] = _to_numpy(targets[name], name)
-            refs[spec.arg.name] = Ref(PARAM, name)
-    names = pytree.tree_unflatten([s.arg.name for s in given], program.call_spec.in_spec)[1]
-    values = paths_of(example)
-    for path, placeholder in paths_of(names).items():
-        if _is_batch(values[path]):
-            array = _to_numpy(values[path], path)
+    specs = program.graph_signature.input_specs
+    params, refs = _own_tensors(program, specs)
+    given = [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
+    names = paths_of(pytree.tree_unflatten(given, program.call_spec.in_spec)[1])
+    inputs = {}
+    for path, value in paths_of(example).items():
+        if _is_batch(value):
+            array = _to_numpy(value, path)
             inputs[path] = Spec(array.shape[1:], str(array.dtype))
-            refs[placeholder] = Ref(INPUT, path)
-        elif isinstance(values[path], torch.Tensor):
-            params[CONSTANTS + path] = _to_numpy(values[path], path)
-            refs[placeholder] = Ref(PARAM, CONSTANTS + path)
+            refs[names[path]] = Ref(INPUT, path)
+        elif isinstance(value, torch.Tensor):
+            params[CONSTANTS + path] = _to_numpy(value, path)
+            refs[names[path]] = Ref(PARAM, CONSTANTS + path)
     return inputs, params, refs
+
+
+def _own_tensors(program, specs):
+    """(params, `{placeholder: Ref}`) of a module's parameters, buffers and constants."""
+    tensors = dict(program.state_dict) | dict(program.constants)
+    first = _first_names(tensors)
+    own = [spec for spec in specs if spec.kind is not InputKind.USER_INPUT]
+    params = {first[s.target]: _to_numpy(tensors[s.target], s.target) for s in own}
+    return params, {s.arg.name: Ref(PARAM, first[s.target]) for s in own}
 
 
 def _first_names(tensors):

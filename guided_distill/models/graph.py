@@ -96,10 +96,8 @@ class Graph:
 
     def check_params(self, params):
         """Raises a `UserError` where params are not those of the graph, or are no numbers."""
-        missing, extra = (
-            sorted(set(self.params) - set(params)),
-            sorted(set(params) - set(self.params)),
-        )
+        missing = sorted(set(self.params) - set(params))
+        extra = sorted(set(params) - set(self.params))
         if missing or extra:
             raise UserError(
                 f"params do not fit the graph: missing {missing[:3]} ({len(missing)}), "
@@ -194,9 +192,8 @@ def _check_operations(nodes):
 
 
 def _check_order(graph):
-    known = {Ref(INPUT, name) for name in graph.inputs} | {
-        Ref(PARAM, name) for name in graph.params
-    }
+    known = {Ref(INPUT, name) for name in graph.inputs}
+    known |= {Ref(PARAM, name) for name in graph.params}
     for node in (*graph.nodes, Node("the output", "", (graph.output,), {})):
         for ref in refs_of([node.args, node.kwargs]):
             if ref not in known:
