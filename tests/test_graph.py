@@ -108,27 +108,6 @@ def test_one_graph_serves_every_batch_size(name, batch, exported):
     assert measure_parity(module, example, graph, params, batch=batch) < TOLERANCE
 
 
-@pytest.mark.slow
-def test_inception_is_imported_too():
-    from test_inception import fidelity
-
-    network = fidelity("feature_extractor_inceptionv3")
-    torch.manual_seed(0)
-    stem = nn.Sequential(
-        network.BasicConv2d(3, 8, kernel_size=3, stride=2),
-        nn.MaxPool2d(kernel_size=3, stride=2),
-        network.InceptionA(8, pool_features=6),
-        network.InceptionB(230),
-        network.InceptionC(710, channels_7x7=8),
-        network.InceptionD(768),
-        network.InceptionE_1(1280),
-        network.InceptionE_2(2048),
-    ).eval()
-    example = {"input": torch.rand(2, 3, 63, 63)}
-    graph, params = export_graph(stem, example)
-    assert measure_parity(stem, example, graph, params) < TOLERANCE
-
-
 def test_what_a_graph_holds(exported):
     module, example, graph, params = exported("token_net")
     assert list(graph.inputs) == ["tokens", "told.time", "told.extra.0", "told.mask"]
