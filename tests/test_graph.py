@@ -108,27 +108,6 @@ def test_one_graph_serves_every_batch_size(name, batch, exported):
     assert measure_parity(module, example, graph, params, batch=batch) < TOLERANCE
 
 
-@pytest.mark.slow
-def test_inception_is_imported_too():
-    from test_inception import fidelity
-
-    network = fidelity("feature_extractor_inceptionv3")
-    torch.manual_seed(0)
-    stem = nn.Sequential(
-        network.BasicConv2d(3, 8, kernel_size=3, stride=2),
-        nn.MaxPool2d(kernel_size=3, stride=2),
-        network.InceptionA(8, pool_features=6),
-        network.InceptionB(230),
-        network.InceptionC(710, channels_7x7=8),
-        network.InceptionD(768),
-        network.InceptionE_1(1280),
-        network.InceptionE_2(2048),
-    ).eval()
-    example = {"input": torch.rand(2, 3, 63, 63)}
-    graph, params = export_graph(stem, example)
-    assert measure_parity(stem, example, graph, params) < TOLERANCE
-
-
 def test_what_a_graph_holds(exported):
     module, example, graph, params = exported("token_net")
     assert list(graph.inputs) == ["tokens", "told.time", "told.extra.0", "told.mask"]
@@ -137,6 +116,35 @@ def test_what_a_graph_holds(exported):
     # One tensor under two names is one parameter, under the first.
     assert "table.weight" in graph.trainable and "head.weight" not in params
     assert "turns" not in graph.trainable
+
+
+def test_a_module_that_fixes_its_batch_is_mapped_over_rows():
+    def forward(self, x):
+        return self.linear(x) + torch.tensor([0.5] * len(x))[:, None] * len(x[0].tolist())
+
+    module = Plain(forward, linear=nn.Linear(3, 3)).eval()
+    example = dict(x=torch.rand(2, 3))
+    graph, params = export_graph(module, example)
+    assert graph.row_by_row
+    assert measure_parity(module, example, graph, params, batch=5) < TOLERANCE
+    (site,) = graph.find_sites("x")  # A module that is told the time alone.
+    x, w = np.ones((5, 3), np.float32), np.arange(15, dtype=np.float32).reshape(5, 3)
+    assert_allclose(
+        graph.run(params, {"x": x}, add_to_input={site: w}),
+        graph.run(params, {"x": x + w}),
+        atol=1e-5,
+    )
+
+
+def test_arguments_by_other_names():
+    class Open(nn.Module):
+        def forward(self, x, **rest):
+            return x * rest["scale"] + rest["more"]["shift"]
+
+    example = dict(x=torch.rand(2, 3), scale=2.0, more=dict(shift=torch.rand(2, 1)))
+    graph, params = export_graph(Open().eval(), example)
+    assert list(graph.inputs) == ["x", "more.shift"]
+    assert measure_parity(Open().eval(), example, graph, params) < TOLERANCE
 
 
 def test_what_training_moves():
@@ -351,7 +359,7 @@ def broken():
         (Plain(lambda self, x: x[x > 0]), "an index that is a mask"),
         (Plain(lambda self, x: torch.linalg.inv(x.T @ x) + torch.digamma(x[0])), "no rule for digamma.default, linalg_inv"),
         (Plain(lambda self, x: x + torch.randn_like(x)), "no rule for randn_like.default"),
-        (Plain(lambda self, x: x + torch.ones(2, 3)), "fixes the batch axis at 2"),
+        (Plain(lambda self, x: x * torch.arange(2.0)[:, None]), "fixes the batch axis at 2 and mixes its rows"),
         (Plain(lambda self, x: nn.functional.dropout(x, 0.5)), "no rule for native_dropout.default"),
         (Plain(lambda self, x: nn.functional.max_pool1d(x, 2, ceil_mode=True)), "max_pool.* with ceil_mode=True"),
         (counter(), "writes to the buffer seen"),

@@ -87,6 +87,19 @@ def ours(theirs, tmp_path_factory):
 
 
 @needs_torch
+@pytest.mark.slow
+def test_their_network_as_a_graph_is_their_network(theirs):
+    import torch
+
+    from guided_distill.models.from_torch import export_graph, measure_parity
+
+    network = theirs[1].eval()
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 40, 40), np.uint8))
+    graph, params = export_graph(network, {"x": images}, output="2")
+    assert measure_parity(network, {"x": images}, graph, params, output="2") < 1e-5
+
+
+@needs_torch
 @pytest.mark.parametrize("size", [8, 32, 64, 299, 320])
 def test_features_and_logits_agree_with_torch_fidelity(theirs, ours, size):
     import torch

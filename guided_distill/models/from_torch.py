@@ -17,6 +17,7 @@ from guided_distill.models.nodes import INPUT, NODE, PARAM, Node, Ref, Spec
 BATCH = 2  # of an example: no other size tells the batch from what is one or fixed
 # Some modules ask whether a batch is large, or a multiple of it, as of frames: then a smaller one.
 LARGEST_BATCHES = (63, 7)
+SAME = 1e-3  # of the largest value; rounding is far below, another function above
 NARROWED = {
     torch.float64: "float32",
     torch.float16: "float32",
@@ -44,19 +45,22 @@ def export_graph(module, example, *, output=""):
 
     Raises:
       UserError: where the module trains, does not take the example, cannot be traced (its control
-        flow depends on the data, or its batch is fixed), writes to itself, has operations or
-        arguments without a rule, or weights that are no numbers.
+        flow depends on the data), fixes its batch and mixes the rows, writes to itself, has
+        operations or arguments without a rule, or weights that are no numbers.
     """
     _check_eval(module)
     output, expected = _select(_call(module, example), output)
-    graph, params = _convert(_trace(module, example), example, output)
+    program, row_by_row = _trace(module, example)
+    graph, params = _convert(program, example, output, row_by_row)
     graph.check_params(params)
     _check_shape(graph, params, tuple(expected.shape))
+    if row_by_row:
+        _check_rows(module, example, graph, params, output)
     return graph, params
 
 
 def measure_parity(module, example, graph, params, *, output="", batch=3):
-    """Largest difference between graph and module over the module's largest value.
+    """Largest difference between graph and module, of floats, over the module's largest value.
 
     Both are run on the example's batches cut or repeated to `batch`, another than the exported.
     """
@@ -65,7 +69,8 @@ def measure_parity(module, example, graph, params, *, output="", batch=3):
     repeated = pytree.tree_map(lambda leaf: leaf[rows] if _is_batch(leaf) else leaf, example)
     theirs = _to_numpy(_select(_call(module, repeated), output)[1], "output")
     ours = jax.jit(graph.run)(params, {name: _to_numpy(t, name) for name, t in inputs.items()})
-    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+    error = np.abs(np.subtract(ours, theirs, dtype=theirs.dtype)).max()
+    return float(error / max(np.abs(theirs).max(), np.finfo(np.float32).tiny))
 
 
 def paths_of(tree, prefix=""):
@@ -122,18 +127,30 @@ def _select(result, output):
 
 
 def _trace(module, example):
-    """The exported program in which nothing is written in place, its batch symbolic."""
+    """(the exported program, whether it is of one row): of any batch where that can be."""
     for largest in LARGEST_BATCHES:
-        batch = torch.export.Dim("batch", min=BATCH, max=largest)
-        shapes = pytree.tree_map(lambda leaf: {0: batch} if _is_batch(leaf) else None, example)  # noqa: B023
         try:
-            program = torch.export.export(
-                module, (), example, dynamic_shapes=_by_argument(module, shapes), strict=False
-            )
-            return program.run_decompositions({})
-        except Exception as error:  # PyTorch raises many kinds.
-            trouble = error
-    raise _explained(type(module).__name__, trouble) from trouble
+            return _trace_batches(largest, module, example), False
+        except Exception:  # PyTorch raises many kinds; a single row may do.
+            continue
+    try:
+        one = pytree.tree_map(lambda leaf: leaf[:1] if _is_batch(leaf) else leaf, example)
+        return _export(module, one, None), True
+    except Exception as error:
+        raise _explained(type(module).__name__, error) from error
+
+
+def _trace_batches(largest, module, example):
+    """The program of every batch up to `largest`."""
+    batch = torch.export.Dim("batch", min=BATCH, max=largest)
+    shapes = pytree.tree_map(lambda leaf: {0: batch} if _is_batch(leaf) else None, example)
+    return _export(module, example, _by_argument(module, shapes))
+
+
+def _export(module, example, shapes):
+    """A program in which nothing is written in place."""
+    program = torch.export.export(module, (), example, dynamic_shapes=shapes, strict=False)
+    return program.run_decompositions({})
 
 
 def _by_argument(module, shapes):
@@ -148,12 +165,7 @@ def _by_argument(module, shapes):
 def _explained(name, error):
     """A `UserError` of what kept `torch.export` from tracing."""
     text = str(error)
-    if "onstraints violated" in text or "specialized" in text:
-        return UserError(
-            f"{name} fixes the batch axis at {BATCH}: its forward must take it from a shape, and a "
-            f"tensor of the example that is no batch must not have the length {BATCH}"
-        )
-    if "ata-dependent" in text or "data dependent" in text:
+    if "ata-dependent" in text or "data dependent" in text or "SymInt" in text:
         return UserError(
             f"the control flow of {name} depends on the values of tensors ({_first_line(error)}): "
             "write it with torch.where"
@@ -161,7 +173,7 @@ def _explained(name, error):
     return UserError(f"{name} cannot be traced: {type(error).__name__}: {_first_line(error)}")
 
 
-def _convert(program, example, output):
+def _convert(program, example, output, row_by_row):
     """(Graph, params) of a program: every input, and what the output needs of the rest."""
     _check_no_writes(program.graph_signature)
     inputs, params, refs = _placeholders(program, example)
@@ -177,12 +189,13 @@ def _convert(program, example, output):
         {name: _spec(value, name in trainable) for name, value in params.items()},
         tuple(_to_node(node, refs) for node in nodes),
         refs[wanted],
+        row_by_row,
     )
     return graph, params
 
 
 def _trainable(tensors):
-    """Names of the parameters that ask for gradients; all of them where none does."""
+    """Names of the parameters that ask for gradients; all, where a module is frozen as a whole."""
     parameters = {n: tensor for n, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
     return {n for n, tensor in parameters.items() if tensor.requires_grad} or set(parameters)
 
@@ -208,26 +221,29 @@ def _outputs(program):
 
 def _placeholders(program, example):
     """(inputs, params, `{placeholder: Ref}`) of a program."""
-    inputs, params, refs = {}, {}, {}
-    targets = dict(program.state_dict) | dict(program.constants)
-    first = _first_names(targets)
-    given = [s for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
-    for spec in program.graph_signature.input_specs:
-        if spec.kind is not InputKind.USER_INPUT:
-            name = first[spec.target]
-            params[name] = _to_numpy(targets[name], name)
-            refs[spec.arg.name] = Ref(PARAM, name)
-    names = pytree.tree_unflatten([s.arg.name for s in given], program.call_spec.in_spec)[1]
-    values = paths_of(example)
-    for path, placeholder in paths_of(names).items():
-        if _is_batch(values[path]):
-            array = _to_numpy(values[path], path)
+    specs = program.graph_signature.input_specs
+    params, refs = _own_tensors(program, specs)
+    given = [spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT]
+    names = paths_of(pytree.tree_unflatten(given, program.call_spec.in_spec)[1])
+    inputs = {}
+    for path, value in paths_of(example).items():
+        if _is_batch(value):
+            array = _to_numpy(value, path)
             inputs[path] = Spec(array.shape[1:], str(array.dtype))
-            refs[placeholder] = Ref(INPUT, path)
-        elif isinstance(values[path], torch.Tensor):
-            params[CONSTANTS + path] = _to_numpy(values[path], path)
-            refs[placeholder] = Ref(PARAM, CONSTANTS + path)
+            refs[names[path]] = Ref(INPUT, path)
+        elif isinstance(value, torch.Tensor):
+            params[CONSTANTS + path] = _to_numpy(value, path)
+            refs[names[path]] = Ref(PARAM, CONSTANTS + path)
     return inputs, params, refs
+
+
+def _own_tensors(program, specs):
+    """(params, `{placeholder: Ref}`) of a module's parameters, buffers and constants."""
+    tensors = dict(program.state_dict) | dict(program.constants)
+    first = _first_names(tensors)
+    own = [spec for spec in specs if spec.kind is not InputKind.USER_INPUT]
+    params = {first[s.target]: _to_numpy(tensors[s.target], s.target) for s in own}
+    return params, {s.arg.name: Ref(PARAM, first[s.target]) for s in own}
 
 
 def _first_names(tensors):
@@ -258,9 +274,9 @@ def _needed(graph, wanted):
     needed, nodes = {wanted}, []
     for node in reversed(graph.nodes):
         if node.op == "call_function" and node.name in needed:
-            nodes.insert(0, node)
+            nodes.append(node)
             needed |= {other.name for other in node.all_input_nodes}
-    return nodes
+    return nodes[::-1]
 
 
 def _to_node(node, refs):
@@ -303,3 +319,13 @@ def _check_shape(graph, params, shape):
     found = jax.eval_shape(graph.run, params, inputs).shape
     if found != shape:
         raise UserError(f"the graph gives the shape {found} where the module gives {shape}")
+
+
+def _check_rows(module, example, graph, params, output):
+    """Compares with the module, whose rows need not be each for itself."""
+    if measure_parity(module, example, graph, params, output=output, batch=BATCH) > SAME:
+        raise UserError(
+            f"{type(module).__name__} fixes the batch axis at {BATCH} and mixes its rows: forward "
+            "must take the batch from a shape, and a tensor of the example that is no batch must "
+            f"not have the length {BATCH}"
+        )

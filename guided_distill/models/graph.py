@@ -37,12 +37,14 @@ class Graph:
       params: `{name: Spec}` under PyTorch's names; constants are "example.NAME".
       nodes: in an order in which each needs only those before it.
       output: of which array.
+      row_by_row: whether the nodes take one row of the batch: they are then mapped over its rows.
     """
 
     inputs: dict[str, Spec]
     params: dict[str, Spec]
     nodes: tuple[Node, ...]
     output: Ref
+    row_by_row: bool = False
 
     def __post_init__(self):
         _check_operations(self.nodes)
@@ -68,12 +70,11 @@ class Graph:
         """
         add = add_to_input or {}
         _check_names("a node to add to", add, {node.name for node in self.nodes})
-        values = {Ref(PARAM, name): params[name] for name in self.params}
-        values |= {Ref(INPUT, name): value for name, value in self._bind(inputs).items()}
+        inputs = self._bind(inputs)
         with jax.numpy_rank_promotion("allow"):  # PyTorch broadcasts by ranks.
-            for node in self.nodes:
-                values[Ref(NODE, node.name)] = _evaluate(node, values, add.get(node.name))
-        return values[self.output]
+            if self.row_by_row:
+                return jax.vmap(lambda *row: self._run_row(params, *row))(inputs, add)
+            return self._run_nodes(params, inputs, add)
 
     def find_sites(self, time_input):
         """Names of the linear nodes that are fed by an embedding of the time, in order.
@@ -95,10 +96,8 @@ class Graph:
 
     def check_params(self, params):
         """Raises a `UserError` where params are not those of the graph, or are no numbers."""
-        missing, extra = (
-            sorted(set(self.params) - set(params)),
-            sorted(set(params) - set(self.params)),
-        )
+        missing = sorted(set(self.params) - set(params))
+        extra = sorted(set(params) - set(self.params))
         if missing or extra:
             raise UserError(
                 f"params do not fit the graph: missing {missing[:3]} ({len(missing)}), "
@@ -132,6 +131,17 @@ class Graph:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is no graph, or damaged ({error!r})"[:200]) from error
 
+    def _run_nodes(self, params, inputs, add):
+        values = {Ref(PARAM, name): params[name] for name in self.params}
+        values |= {Ref(INPUT, name): value for name, value in inputs.items()}
+        for node in self.nodes:
+            values[Ref(NODE, node.name)] = _evaluate(node, values, add.get(node.name))
+        return values[self.output]
+
+    def _run_row(self, params, inputs, add):
+        inputs, add = jax.tree.map(lambda row: row[None], (inputs, add))
+        return self._run_nodes(params, inputs, add)[0]
+
     def _bind(self, inputs):
         """The inputs, checked against their specs and cast."""
         _check_names("an input", inputs, self.inputs)
@@ -152,7 +162,7 @@ def _evaluate(node, values, added):
         args[0] = args[0] + _laid_along(added, args[0].ndim)
     try:
         return OPERATIONS[node.operation](*args, **kwargs)
-    except (NotImplementedError, TypeError, ValueError) as error:
+    except (IndexError, NotImplementedError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{node.name} ({node.operation}): {reason}") from error
 
@@ -182,9 +192,8 @@ def _check_operations(nodes):
 
 
 def _check_order(graph):
-    known = {Ref(INPUT, name) for name in graph.inputs} | {
-        Ref(PARAM, name) for name in graph.params
-    }
+    known = {Ref(INPUT, name) for name in graph.inputs}
+    known |= {Ref(PARAM, name) for name in graph.params}
     for node in (*graph.nodes, Node("the output", "", (graph.output,), {})):
         for ref in refs_of([node.args, node.kwargs]):
             if ref not in known:
@@ -228,6 +237,7 @@ def _to_record(graph):
         "params": specs(graph.params),
         "nodes": nodes,
         "output": encode(graph.output),
+        "row_by_row": graph.row_by_row,
     }
 
 
@@ -240,4 +250,4 @@ def _from_record(record):
         for name, operation, args, kwargs in record["nodes"]
     )
     inputs, params = specs(record["inputs"]), specs(record["params"])
-    return Graph(inputs, params, nodes, decode(record["output"]))
+    return Graph(inputs, params, nodes, decode(record["output"]), record["row_by_row"])

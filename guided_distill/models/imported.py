@@ -26,6 +26,7 @@ from guided_distill.models.unet import REMAT_POLICIES
 from guided_distill.system.tensors import read_tensors
 from guided_distill.system.workdir import CONSTANTS_FILE, GRAPH_FILE
 
+FORMAT = 1  # of `model`
 W_BRANCH = "w_branch"
 NULL = "null:"  # prefix of the null conditioning's names among the constants
 W_FEATURES = 256
@@ -58,8 +59,11 @@ def imported_model(description, folder, *, knows_w, dtype="float32", remat="none
     Raises:
       UserError: where the folder is damaged or of a newer version.
     """
+    found = description["format"]
+    if found > FORMAT:
+        raise UserError(f"{folder} has format {found}, newer than {FORMAT}: update this package")
     graph = Graph.read(folder / GRAPH_FILE)
-    constants = read_tensors(folder / CONSTANTS_FILE)
+    constants = read_tensors(folder / CONSTANTS_FILE, description["constants_sha256"])
     null = {
         name.removeprefix(NULL): value for name, value in constants.items() if name.startswith(NULL)
     }
@@ -124,16 +128,18 @@ class Network:
         return params | (self.fresh_branch() if knows_w else {})
 
     def fresh_branch(self):
-        """What a student has beside its teacher's parameters: zeros."""
+        """What a student has beside its teacher's parameters: zeros, one matrix a layer.
+
+        A layer that is called more than once has one, as it has one bias to fold a weight into.
+        """
         sites = self.description["sites"]
-        if not sites:
-            return {}
-        widths = {site: self.graph.input_width(site) for site in sites}
-        return {W_BRANCH: {s: jnp.zeros((W_FEATURES, width)) for s, width in widths.items()}}
+        widths = {layer: self.graph.input_width(site) for site, layer in sites.items()}
+        zeros = {layer: jnp.zeros((W_FEATURES, width)) for layer, width in widths.items()}
+        return {W_BRANCH: zeros} if zeros else {}
 
     def _run(self, params, branch, inputs, w):
-        features = None if w is None else slow_features(w)
-        added = {site: features @ matrix for site, matrix in branch.items()} if branch else None
+        added = {layer: slow_features(w) @ matrix for layer, matrix in branch.items()}
+        added = {site: added[layer] for site, layer in self.description["sites"].items() if added}
         return self.graph.run(self.buffers | params, inputs, add_to_input=added)
 
     def _inputs(self, z, logsnr, cond, w):

@@ -12,8 +12,8 @@ from guided_distill.diffusion.known_schedules import ends_in_noise, prediction_o
 from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
 from guided_distill.errors import UserError, nearest
 from guided_distill.models.from_torch import BATCH, export_graph, measure_parity, paths_of
-from guided_distill.models.graph import FORMAT
-from guided_distill.models.imported import NULL
+from guided_distill.models.imported import FORMAT, NULL
+from guided_distill.models.nodes import PARAM
 from guided_distill.system.files import local_path, read_json, tree_sha256, write_json
 from guided_distill.system.progress import to_stderr
 from guided_distill.system.tensors import write_tensors
@@ -102,8 +102,9 @@ def import_torch(
     conditioning = [name for name in graph.inputs if name not in (z, time, w)]
     null = _null(null, conditioning, graph)
     layout = _layout(layout, graph.inputs[z].shape)
-    sites = [] if w else _sites(graph, time, w_sites)
+    sites = {} if w else _sites(graph, time, w_sites)
     description = {
+        "format": FORMAT,
         "inputs": {"z": z, "time": time, "w": w},
         "conditioning": conditioning,
         "prediction": prediction,
@@ -250,11 +251,11 @@ def _channels_last(shape, layout):
 
 
 def _sites(graph, time, named):
-    """Linear nodes whose input w is added to: those named by their layer, or those found."""
-    weights = {
-        node.args[1].name: node.name
+    """`{linear node: its layer}` whose input w is added to: as named by layer, or as found."""
+    layers = {
+        node.name: node.args[1].name.removesuffix(".weight")
         for node in graph.nodes
-        if node.operation == "linear.default" and getattr(node.args[1], "kind", "") == "param"
+        if node.operation == "linear.default" and getattr(node.args[1], "kind", "") == PARAM
     }
     if named is None:
         sites = graph.find_sites(time)
@@ -263,18 +264,13 @@ def _sites(graph, time, named):
                 "no linear layer is fed by an embedding of the time: name in `w_sites` one or more "
                 "linear layers whose input w may be added to"
             )
-        return sites
-    layers = {weight.removesuffix(".weight"): node for weight, node in weights.items()}
-    for name in (named,) if isinstance(named, str) else named:
-        if name not in layers:
-            raise UserError(f"`w_sites` {name!r} is no linear layer{nearest(name, layers)}")
-    return [layers[name] for name in ((named,) if isinstance(named, str) else named)]
-
-
-def layer_of(graph, site):
-    """The layer of a site as PyTorch names it."""
-    (node,) = (node for node in graph.nodes if node.name == site)
-    return node.args[1].name.removesuffix(".weight")
+        return {site: layers[site] for site in sites}
+    named = (named,) if isinstance(named, str) else tuple(named)
+    for name in named:
+        if name not in layers.values():
+            known = set(layers.values())
+            raise UserError(f"`w_sites` {name!r} is no linear layer{nearest(name, known)}")
+    return {site: layer for site, layer in layers.items() if layer in named}
 
 
 def _told(told, scale, schedule, times):
@@ -364,7 +360,6 @@ def _record(description, w_range, name):
     knows_w = description["inputs"]["w"] is not None and not description["is_guided"]
     schedule = _in_short(description["schedule"])
     return {
-        "format": FORMAT,
         "imported_from": name,
         "name": "step_one" if knows_w else "teacher",
         "stage": "step_one" if knows_w else "teacher",
@@ -401,7 +396,7 @@ def _in_short(spec):
 def _tell(out, description, graph, params, parity):
     """Says what was understood, so that a wrong role is seen now."""
     roles, count = description["inputs"], sum(value.size for value in params.values())
-    into = ", ".join(layer_of(graph, site) for site in description["sites"]) or roles["w"]
+    into = ", ".join(dict.fromkeys(description["sites"].values())) or roles["w"]
     to_stderr(
         f"{out}: {count:,} parameters, {len(graph.nodes)} operations; as the module to "
         f"{parity:.0e} of its largest value\n"

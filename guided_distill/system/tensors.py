@@ -22,8 +22,8 @@ def write_tensors(path, tensors):
     os.replace(partial, path)
 
 
-def read_tensors(path):
-    """`{name: NumPy array}` of a file.
+def read_tensors(path, sha256=None):
+    """`{name: NumPy array}` of a file, those of the digest `sha256` where one is given.
 
     Raises:
       Damaged: where it is no safetensors file, truncated, or not what its digest says.
@@ -37,6 +37,9 @@ def read_tensors(path):
         raise UserError(f"{path} cannot be read ({error.strerror or reason_of(error)})") from error
     except SafetensorError as error:
         raise Damaged(f"{path} is no safetensors file, or damaged ({reason_of(error)})") from error
-    if digest not in (None, tree_sha256(tensors)):
+    found = tree_sha256(tensors)
+    if sha256 not in (None, found):
+        raise Damaged(f"{path} is damaged, or not those of its record: import the model again")
+    if digest not in (None, found):
         raise Damaged(f"{path} is damaged: it is not what its digest says; put back a copy of it")
     return tensors

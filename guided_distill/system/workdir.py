@@ -88,7 +88,7 @@ class FinishedStage:
         """
         sha256 = self.record["params_sha256"]
         if self.is_imported:
-            return read_tensors(self.path / PARAMS_FILE)
+            return read_tensors(self.path / PARAMS_FILE, sha256)
         try:
             params = load_params(self.path / "params", sha256)
         except Damaged as error:

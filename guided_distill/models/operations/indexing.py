@@ -56,13 +56,41 @@ def _gather(x, dim, index, *, sparse_grad=False):
     return jnp.take_along_axis(_corner(x, index, dim), index, dim)
 
 
-def _scatter(x, dim, index, source):
-    """x with source[i, …] written where `index[i, …]` says along `dim`."""
+def _places(index, dim):
+    """Where along all axes `index[i, …]` points that counts along `dim`."""
     where = list(jnp.indices(index.shape, sparse=True))
     where[dim] = index
+    return tuple(where)
+
+
+def _written(x, index, source):
+    """The source of a scatter, cut to the shape of `index`."""
     source = jnp.broadcast_to(source, index.shape) if jnp.ndim(source) == 0 else source
-    values = source[tuple(slice(size) for size in index.shape)]
-    return x.at[tuple(where)].set(values.astype(x.dtype))
+    return source[tuple(slice(size) for size in index.shape)].astype(x.dtype)
+
+
+def _scatter(x, dim, index, source):
+    """x with source[i, …] written where `index[i, …]` says along `dim`."""
+    return x.at[_places(index, dim)].set(_written(x, index, source))
+
+
+def _scatter_add(x, dim, index, source):
+    return x.at[_places(index, dim)].add(_written(x, index, source))
+
+
+def _index_add(x, dim, index, source, *, alpha=1):
+    return x.at[_at(x, dim, index)].add(alpha * source)
+
+
+def _sort(x, dim=-1, descending=False, *, stable=True):
+    """(values, indices), equal ones in their order."""
+    order = jnp.argsort(x, dim, stable=True, descending=descending)
+    return jnp.take_along_axis(x, order, dim), order
+
+
+def _top_k(x, k, dim=-1, largest=True, sorted=True):
+    values, order = _sort(x, dim, descending=largest)
+    return tuple(_slice(a, dim, 0, k) for a in (values, order))
 
 
 def _embedding(table, index, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
@@ -91,10 +119,16 @@ INDEXING = {
     "select_scatter.default": _select_scatter,
     "scatter.value": _scatter,
     "scatter.src": _scatter,
+    "scatter_add.default": _scatter_add,
+    "index_add.default": _index_add,
     "index_put.default": _index_put,
     "tril.default": jnp.tril,
     "triu.default": jnp.triu,
     "diagonal.default": _diagonal,
+    "sort.default": _sort,
+    "sort.stable": lambda x, *, stable, dim=-1, descending=False: _sort(x, dim, descending),
+    "argsort.default": lambda x, dim=-1, descending=False: _sort(x, dim, descending)[1],
+    "topk.default": _top_k,
     "one_hot.default": _one_hot,
 }
 

@@ -107,6 +107,21 @@ def _running(accumulate):
     return lambda x, dim, *, dtype=None: accumulate(_summable(x, dtype), dim)
 
 
+def _cosine_similarity(a, b, dim=1, eps=1e-8):
+    """Of vectors along `dim`; shorter ones than ε count as long as ε, to no gradient."""
+
+    def direction(x):
+        length = vector_norm(x, 2, dim, keepdim=True)
+        return x / (length + jax.lax.stop_gradient(jnp.maximum(eps - length, 0)))
+
+    a, b = jnp.broadcast_arrays(a, b)
+    return jnp.sum(direction(a) * direction(b), dim)
+
+
+def _differences(x, n=1, dim=-1, prepend=None, append=None):
+    return jnp.diff(x, n, dim, prepend, append)
+
+
 def _logsumexp(x, dim, keepdim=False):
     return jax.nn.logsumexp(x, _axes(x, dim), keepdims=keepdim)
 
@@ -144,7 +159,11 @@ REDUCTIONS = {
     "std_mean.correction": _with_mean(_deviation),
     "linalg_vector_norm.default": vector_norm,
     "linalg_norm.default": _norm,
+    "count_nonzero.default": lambda x, dim=None: jnp.sum(x != 0, _axes(x, dim), dtype="int32"),
+    "count_nonzero.dim_IntList": lambda x, dim: jnp.sum(x != 0, _axes(x, dim), dtype="int32"),
+    "cosine_similarity.default": _cosine_similarity,
     "logsumexp.default": _logsumexp,
+    "diff.default": _differences,
     "cumsum.default": _running(jnp.cumsum),
     "cumprod.default": _running(jnp.cumprod),
 }

@@ -1,7 +1,5 @@
 """Resizing and padding of the last axes: `[B, C, …]`."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,11 +64,12 @@ def _interpolated(weigh, first):
         for axis, size, step in _targets(x, sizes, factors):
             old = x.shape[axis]
             at = _positions(old, size, step, align_corners, below_zero=first < 0)
-            weights = weigh(at - np.floor(at))
+            left = np.floor(at)
+            weights = weigh(at - left)
+            neighbours = left[:, None] + first + np.arange(weights.shape[1])
+            neighbours = np.clip(neighbours, 0, old - 1).astype(int)
             matrix = np.zeros((size, old))
-            for i, j in itertools.product(range(size), range(weights.shape[1])):
-                neighbour = np.clip(int(np.floor(at[i])) + first + j, 0, old - 1)
-                matrix[i, neighbour] += weights[i, j]
+            np.add.at(matrix, (np.arange(size)[:, None], neighbours), weights)
             x = apply_along(x, matrix, axis)
         return x
 

@@ -1,0 +1,165 @@
+r"""Guided teachers trained in PyTorch on the digits, to be imported and distilled.
+
+A class-conditional UNet2DModel of diffusers, and a small DiT, both with label dropout, ε-prediction
+and the scaled-linear schedule of 1000 times. Needs the extra `torch`. By hand:
+
+    python tests/torch_digits.py --net=unet --weights=runs/unet.pt       # some ten minutes
+    NET=unet WEIGHTS=runs/unet.pt python -m guided_distill.main --mode=import \
+        --from=tests/torch_digits.py --out=runs/unet
+    python -m guided_distill.main --config=configs/imported.py:digits \
+        --config.teacher.path=runs/unet --workdir=runs/unet-distilled
+"""
+
+import argparse
+import copy
+import os
+import pathlib
+import sys
+import time
+
+import numpy as np
+
+CLASSES = NULL = 10
+LABEL_DROPOUT = 0.25
+TIMES, BATCH_SIZE, LEARNING_RATE, EMA_DECAY, CLIP_NORM = 1000, 64, 2e-3, 0.999, 1.0
+UPDATES = {"unet": 6_000, "dit": 8_000}
+
+
+def hide_broken_torchvision():
+    """Hides a torchvision that does not fit the PyTorch beside it: diffusers does without."""
+    try:
+        import torchvision  # noqa: F401
+    except Exception:  # Its operators are registered while it is imported.
+        sys.modules["torchvision"] = None
+
+
+def make_unet():
+    """UNet2DModel of 8x8x1, 0.19 million parameters."""
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=16,
+        num_class_embeds=CLASSES + 1,
+    )
+
+
+def make_dit():
+    """DiTTransformer2DModel of 8x8x1 in patches of 2, which drops labels itself while training."""
+    from diffusers import DiTTransformer2DModel
+
+    return DiTTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=16,
+        in_channels=1,
+        out_channels=1,
+        num_layers=3,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=CLASSES,
+    )
+
+
+NETS = {"unet": make_unet, "dit": make_dit}
+
+
+def call(kind, net, z, index, labels):
+    """ε̂ of either network."""
+    if kind == "unet":
+        return net(z, index, class_labels=labels, return_dict=False)[0]
+    return net(z, timestep=index, class_labels=labels, return_dict=False)[0]
+
+
+def load_digits():
+    """(x `[N, 1, 8, 8]` in [-1, 1], labels `[N]`) of the training split."""
+    from guided_distill import load_config
+    from guided_distill.data.registry import open_dataset
+
+    configs = pathlib.Path(__file__).parents[1] / "configs"
+    source = open_dataset(load_config(configs / "digits.py").data).train
+    x = source.images.astype(np.float32).transpose(0, 3, 1, 2) / 127.5 - 1.0
+    return x, source.labels.astype(np.int64)
+
+
+def train(kind, updates, weights):
+    """Trains a network and writes the average of its weights."""
+    import torch
+
+    from guided_distill.diffusion.known_schedules import read_schedule
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # As fast as several for networks of this size.
+    x, labels = (torch.from_numpy(array) for array in load_digits())
+    alphas_bar = torch.tensor(read_schedule("scaled_linear").spec["alphas_bar"]).float()
+    net = NETS[kind]().train()
+    average = copy.deepcopy(net).eval()
+    optimizer = torch.optim.Adam(net.parameters(), LEARNING_RATE)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, updates)
+    started = time.time()
+    for update in range(1, updates + 1):
+        rows = torch.randint(len(x), (BATCH_SIZE,))
+        index, eps = torch.randint(TIMES, (BATCH_SIZE,)), torch.randn_like(x[rows])
+        alpha_bar = alphas_bar[index][:, None, None, None]
+        z = alpha_bar.sqrt() * x[rows] + (1.0 - alpha_bar).sqrt() * eps
+        told = labels[rows]
+        if kind == "unet":
+            told = torch.where(torch.rand(BATCH_SIZE) < LABEL_DROPOUT, NULL, told)
+        loss = (call(kind, net, z, index, told) - eps).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP_NORM)
+        optimizer.step()
+        decay.step()
+        with torch.no_grad():
+            for kept, new in zip(average.parameters(), net.parameters(), strict=True):
+                kept.lerp_(new, 1.0 - min(EMA_DECAY, update / (update + 10.0)))
+        if update % 200 == 0:
+            print(
+                f"{kind}: {update}/{updates}  {loss:.4f}  {time.time() - started:.0f} s", flush=True
+            )
+    pathlib.Path(weights).parent.mkdir(parents=True, exist_ok=True)
+    torch.save(average.state_dict(), weights)
+
+
+def get_teacher():
+    """The arguments of `guided_distill.import_torch` for the weights named by NET and WEIGHTS."""
+    hide_broken_torchvision()
+    import torch
+
+    kind = os.environ.get("NET", "unet")
+    net = NETS[kind]()
+    if weights := os.environ.get("WEIGHTS"):
+        net.load_state_dict(torch.load(weights, weights_only=True))
+    z = {"unet": "sample", "dit": "hidden_states"}[kind]
+    return {
+        "module": net.eval(),
+        "example": {
+            z: torch.zeros(2, 1, 8, 8),
+            "timestep": torch.tensor([10, 500]),
+            "class_labels": torch.tensor([0, 1]),
+            "return_dict": False,
+        },
+        "z": z,
+        "time": "timestep",
+        "prediction": "eps",
+        "schedule": "scaled_linear",
+        "null": {"class_labels": NULL},
+        "bound": 1.0,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--net", choices=NETS, default="unet")
+    parser.add_argument("--updates", type=int)
+    parser.add_argument("--weights", required=True)
+    given = parser.parse_args()
+    hide_broken_torchvision()
+    train(given.net, given.updates or UPDATES[given.net], given.weights)
