@@ -1,5 +1,6 @@
 """Models that others trained, imported: what they are told, where w enters, what is refused."""
 
+import functools
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ import guided_distill  # noqa: E402
 from guided_distill.diffusion.known_schedules import read_schedule  # noqa: E402
 from guided_distill.diffusion.samplers import sample_ddim  # noqa: E402
 from guided_distill.errors import UserError  # noqa: E402
+from guided_distill.models import importing  # noqa: E402
+from guided_distill.models.from_torch import export_graph  # noqa: E402
 from guided_distill.models.imported import W_BRANCH, imported_model  # noqa: E402
 from guided_distill.models.student import init_student  # noqa: E402
 from guided_distill.system.tensors import read_tensors, write_tensors  # noqa: E402
@@ -38,12 +41,23 @@ ROLES = {
 }
 
 
+@functools.cache
+def traced(name):
+    return *(pair := network(name)), export_graph(*pair)
+
+
 def bring(name, out, **changes):
-    """(module, example, model, params) of a network that was imported."""
-    module, example = network(name)
-    arguments = dict(prediction="eps", schedule="scaled_linear") | ROLES[name] | changes
+    """(module, example, model, params) of a network that was imported; it is traced once."""
+    module, example, graph_and_params = traced(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importing, "export_graph", lambda *args, output: graph_and_params)
+        return module, example, *bring_anew(module, example, out, **ROLES[name] | changes)
+
+
+def bring_anew(module, example, out, **changes):
+    arguments = dict(prediction="eps", schedule="scaled_linear") | changes
     guided_distill.import_torch(module, example, out=out, **arguments)
-    return module, example, *guided_distill.Model.load(out)
+    return guided_distill.Model.load(out)
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +215,8 @@ np.save(sys.argv[2], x)
 
 def test_a_model_is_loaded_where_pytorch_is_not(unet, tmp_path):
     _, _, model, params = unet
-    guided_distill_folder = bring("unet2d", tmp_path / "out") and tmp_path / "out"
-    command = [sys.executable, "-c", WITHOUT_TORCH, guided_distill_folder, tmp_path / "x.npy"]
+    bring("unet2d", tmp_path / "out")
+    command = [sys.executable, "-c", WITHOUT_TORCH, tmp_path / "out", tmp_path / "x.npy"]
     subprocess.run(command, env=environment(), check=True)
     z = jnp.ones((3, *model.sample_shape))
     here = model.guided(params, jnp.asarray([1, 2, 3]))(z, jnp.zeros(3), jnp.ones(3))

@@ -19,11 +19,12 @@ from guided_distill.report.grids import grid, save_grid
 from guided_distill.run import settings
 from guided_distill.run.checks import check_models
 from guided_distill.run.programs import make_models
+from guided_distill.run.sanity import check_reading
 from guided_distill.run.stages import first_teacher, plan_stages, select_stages, stages_after
 from guided_distill.run.trainer import Trainer
 from guided_distill.system.files import local_path
 from guided_distill.system.progress import to_stderr
-from guided_distill.system.workdir import own_workdir
+from guided_distill.system.workdir import StageFolder, own_workdir
 
 PREVIEW_STEPS = 64  # at most, of the samples drawn after a stage
 CLASSES_SAID = 10
@@ -102,6 +103,9 @@ def train_stages(config, workdir, stage_name, on_images):
         stages = stages_after(stages, finished.record)
     models = make_models(config, dataset.image_shape, dataset.num_classes, finished)
     check_models(config, models[0], dataset)
+    begun = StageFolder(workdir / stages[0].name).read_origin() is not None
+    if finished and finished.is_imported and not begun:
+        check_reading(models[0], finished.params, dataset.train, path=finished.path)
     generators = make_generators(config)
     trainer = Trainer(
         config,
