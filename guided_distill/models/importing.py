@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,7 +96,9 @@ def import_torch(
         do not fit it; before anything is written.
     """
     out = _new_folder(out)
-    graph, params = export_graph(module, example, output=result)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own deprecations.
+        graph, params = export_graph(module, example, output=result)
     _check_roles(graph, z=z, time=time, prediction=prediction)
     schedule = _schedule(schedule, prediction)
     w = _w_input(graph, w, (z, time))

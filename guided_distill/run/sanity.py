@@ -14,7 +14,7 @@ import numpy as np
 
 from guided_distill.data.pixels import to_float
 from guided_distill.diffusion.known_schedules import NAMES, ends_in_noise, read_schedule
-from guided_distill.diffusion.parameterization import X_FROM_PREDICTION, straight_path
+from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
 from guided_distill.diffusion.schedule import Schedule, alpha_sigma
 from guided_distill.errors import UserError
 from guided_distill.system.progress import to_stderr
@@ -119,8 +119,12 @@ def measure_error(answer, model, reading, x, eps):
         )
         alpha, sigma = alpha_sigma(logsnr, x.ndim)
         z = alpha * x + sigma * noise
-        given = straight_path(z, logsnr) if reading.prediction == "flow" else z
-        x_hat = X_FROM_PREDICTION[reading.prediction](answer(given, told), z, logsnr)
+        read = dataclasses.replace(
+            model,
+            apply=lambda params, z, *_, told=told: answer(z, told),
+            prediction=reading.prediction,
+        )
+        x_hat = read.denoiser(None, None)(z, logsnr, None)
         guess = guess_linearly(x, z, alpha, sigma)
         errors.append(float(jnp.mean(jnp.square(x_hat - x)) / jnp.mean(jnp.square(guess - x))))
     return float(np.mean(errors))
