@@ -30,7 +30,12 @@ from guided_distill.jobs.common import (
     open_data,
 )
 from guided_distill.jobs.measure_images import measure_images
-from guided_distill.report.run_report import fewest_calls, terminal_summary, write_report
+from guided_distill.report.run_report import (
+    fewest_calls,
+    report_is_whole,
+    terminal_summary,
+    write_report,
+)
 from guided_distill.run import settings
 from guided_distill.run.checks import check_data
 from guided_distill.system.files import local_path, read_json
@@ -39,7 +44,7 @@ from guided_distill.system.progress import to_stderr, to_stdout
 from guided_distill.system.workdir import find_stages, own_workdir, params_hashes
 from guided_distill.training.metric_writer import make_metric_writer
 
-RESULTS_FORMAT = 3  # of results.json; another one is measured anew
+RESULTS_FORMAT = 4  # of results.json; another one is measured anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +84,7 @@ def evaluate(config, workdir, generators=None, dataset=None):
     done = read_results(workdir, stages)
     asked = settings.to_plain(config)["evaluation"], settings.file_digests(config)
     same = done and (done["provenance"]["evaluation"], done["provenance"]["files"]) == asked
-    if same and from_first((workdir / "report" / "index.html").exists):
+    if same and from_first(lambda: report_is_whole(workdir / "report", done)):
         return False
 
     generators = generators or make_generators(config)
