@@ -139,7 +139,10 @@ def flip_a_byte(path, at):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", ["flipped", "short", "labels", "record", "gone"])
+@pytest.mark.parametrize(
+    "damage",
+    ["flipped", "short", "labels", "no labels", "order", "record", "changed", "no record", "gone"],
+)
 def test_damaged_caches_are_named(folder, damage):
     settings = settings_of(folder, memory_gb=0.0)
     _ = open_dataset(settings).train
@@ -155,11 +158,21 @@ def test_damaged_caches_are_named(folder, damage):
         pictures.write_bytes(pictures.read_bytes()[:2000])
     elif damage == "labels":
         flip_a_byte(made / "labels.npy", -1)
+    elif damage == "no labels":
+        (made / "labels.npy").write_bytes(b"")
+    elif damage == "order":
+        labels = (made / "labels.npy").read_bytes()
+        (made / "labels.npy").write_bytes(labels.replace(b"<i4", b">i4"))
     elif damage == "record":
         (made / "record.json").write_text('{"title": ')
+    elif damage == "changed":
+        record = (made / "record.json").read_text()
+        (made / "record.json").write_text(record.replace('"n"', '"o"'))
+    elif damage == "no record":
+        (made / "record.json").unlink()
     else:
         pictures.unlink()
-    with pytest.raises(UserError, match=r"damaged: remove|cannot be read .*: remove it"):
+    with pytest.raises(UserError, match="damaged: remove its folder"):
         _ = open_dataset(settings).train
 
 

@@ -9,7 +9,12 @@ from guided_distill.data.sources import ArraySource
 from guided_distill.errors import UserError
 from guided_distill.evaluation.features import FeatureExtractor
 from guided_distill.evaluation.measure import Measurement
-from guided_distill.evaluation.reference import compute_reference, load_reference, save_reference
+from guided_distill.evaluation.reference import (
+    compute_reference,
+    load_kept_reference,
+    load_reference,
+    save_reference,
+)
 
 
 def extractor(name="pixels", scale=1.0):
@@ -41,6 +46,18 @@ def test_statistics_are_those_of_all_images_and_survive_the_disk(source, tmp_pat
     assert_allclose(loaded.covariance, stats.covariance)
     assert loaded.provenance["data_sha256"] == source.sha256
     assert list((tmp_path / "a").iterdir()) == [tmp_path / "a" / "stats.npz"]
+
+
+def test_kept_statistics_are_just_as_computed_or_damaged(source, tmp_path):
+    path, stats = tmp_path / "stats.npz", compute_reference(source, extractor())
+    save_reference(path, stats)
+    kept = load_kept_reference(path, source, extractor())
+    assert (kept.provenance, kept.sha256) == (stats.provenance, stats.sha256)
+    written = path.read_bytes()
+    for name in (b"features.npy", b"provenance.npy"):
+        path.write_bytes(written.replace(name, name.swapcase()))
+        with pytest.raises(UserError, match="stats.npz is damaged"):
+            load_kept_reference(path, source, extractor())
 
 
 def measure(images, extractor, reference, batch_size=300):

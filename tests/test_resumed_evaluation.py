@@ -163,17 +163,23 @@ def flip(path):
     path.write_bytes(bytes(data))
 
 
+def swap_bytes(path):
+    path.write_bytes(path.read_bytes().replace(b"<f4", b">f4"))
+
+
 HARMS = {
     "flipped": flip,
     "emptied": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "deleted": lambda path: path.unlink(),
+    "swapped": swap_bytes,
 }
+PATTERNS = ("rows/*.json", "rows/*.npy", "samples/*.json", "samples/*.npy")
 
 
-@pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize(
-    "pattern", ["rows/*.json", "rows/*.npy", "samples/*.json", "samples/*.npy"]
+    ("pattern", "harm"),
+    [(p, h) for p in PATTERNS for h in HARMS if h != "swapped" or p == "samples/*.npy"],
 )
 def test_what_is_damaged_is_made_again_and_ends_the_same(tmp_path, pattern, harm):
     expected, expected_images = rows_of(tmp_path, FakeGenerator())

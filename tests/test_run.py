@@ -393,6 +393,19 @@ def test_a_report_that_was_removed_is_written_again(copied):
     assert not evaluate.evaluate(config, copied)
 
 
+def test_damaged_pictures_are_drawn_again_with_a_word(copied, capsys):
+    pictures = [copied / "samples" / "teacher.png", copied / "report" / "trade_off.png"]
+    whole = [path.read_bytes() for path in pictures]
+    for path, content in zip(pictures, whole, strict=True):
+        path.write_bytes(content[:-200])
+    (copied / "samples" / "step_one.png").unlink()
+    train(tiny_config(), copied)
+    said = capsys.readouterr().err
+    assert "teacher.png is damaged" in said and "trade_off.png is missing or damaged" in said
+    assert [path.read_bytes() for path in pictures] == whole
+    assert (copied / "samples" / "step_one.png").exists()
+
+
 def test_empty_workdirs_are_refused(tmp_path):
     with pytest.raises(UserError, match="distilled to: none yet"):
         sample(tmp_path, tmp_path / "x.npz")
@@ -485,6 +498,8 @@ def test_a_run_may_be_started_in_any_thread(tmp_path):
         (OSError(errno.ENOSPC, "x"), "the disk takes no more .No space left on device."),
         (OSError(errno.EROFS, "x"), "the disk takes no more .Read-only file system."),
         (ValueError("kvstore: Error writing: No space left on device\nmore"), "takes no more"),
+        (OSError(errno.EIO, "x", "a/b"), r"^a/b cannot be used .Input/output error.: the same"),
+        (ValueError("reading: Too many open files [tensorstore]\nmore"), "cannot be used .reading"),
         (RuntimeError("Unable to initialize backend 'tpu': none"), "check JAX_PLATFORMS"),
     ],
 )

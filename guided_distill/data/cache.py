@@ -15,12 +15,14 @@ from guided_distill.data.images import BrokenImageError, check_range
 from guided_distill.data.sources import ArraySource, ImageDigest, StreamSource
 from guided_distill.data.workers import ahead
 from guided_distill.errors import UserError
+from guided_distill.system.files import Damaged, read_own_json, write_own_json
 from guided_distill.system.locks import hold_lock
 from guided_distill.system.progress import Progress, to_stderr
 
 FORMAT = 2  # of a cache's files; another one is another cache
 NAMED = 5  # broken or doubtful pictures that are named one by one
 READ_AT_ONCE = 2_000
+REMOVE = "{}: remove its folder, and it is made again"
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_WORDS = ("No space left", "quota exceeded", "File too large")  # of array_record's errors
@@ -95,13 +97,18 @@ def cache_folder(items, root, skip_broken):
 
 
 def read_record(folder):
-    """What a whole cache says of itself; None where there is none."""
+    """What a whole cache says of itself; None where there is none.
+
+    Raises:
+      UserError: where its folder is there and the record is missing, damaged or cannot be read.
+    """
     try:
-        return json.loads((folder / "record.json").read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} cannot be read ({error}): remove it") from error
+        record = read_own_json(folder / "record.json")
+    except Damaged as error:
+        raise UserError(REMOVE.format(error)) from error
+    if record is None and folder.is_dir():
+        raise UserError(REMOVE.format(f"{folder} is damaged"))
+    return record
 
 
 @contextlib.contextmanager
@@ -210,7 +217,7 @@ def write_cache(items, folder, skip_broken, num_workers):
         "broken": broken,
         "warned": warned,
     }
-    (folder / "record.json").write_text(json.dumps(record, indent=1), "utf-8")
+    write_own_json(folder / "record.json", record)
     return record
 
 
@@ -271,18 +278,19 @@ def open_cache(items, folder, record):
         record["sha256"],
     )
     if source.num_records() != record["n"]:
-        raise UserError(f"{folder} is damaged: remove it, and it is made again")
+        raise UserError(REMOVE.format(f"{folder} is damaged"))
     return source
 
 
 def _load_labels(folder, record):
     try:
         labels = np.load(folder / "labels.npy", allow_pickle=False)
-        if hashlib.sha256(labels.tobytes()).hexdigest() == record["labels_sha256"]:
+        sha256 = hashlib.sha256(labels.tobytes()).hexdigest()
+        if labels.dtype == np.int32 and sha256 == record["labels_sha256"]:
             return labels
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError, EOFError):
         pass
-    raise UserError(f"{folder} is damaged: remove it, and it is made again")
+    raise UserError(REMOVE.format(f"{folder} is damaged"))
 
 
 def load_into_memory(stream):
@@ -293,5 +301,5 @@ def load_into_memory(stream):
         images[part], _ = stream.read(np.arange(part.start, part.stop))
     source = ArraySource(stream.name, images, stream.labels, stream.num_classes)
     if source.sha256 != stream.sha256:
-        raise UserError(f"{stream.path} is damaged: remove its folder, and it is made again")
+        raise UserError(REMOVE.format(f"{stream.path} is damaged"))
     return source

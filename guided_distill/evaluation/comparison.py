@@ -10,8 +10,8 @@ from guided_distill.data.dataset import balanced_labels
 from guided_distill.data.pixels import to_uint8
 from guided_distill.evaluation.contenders import REFERENCES
 from guided_distill.evaluation.measure import Measurement
-from guided_distill.evaluation.sample_store import SampleStore, key_of, load_array, sha256_of
-from guided_distill.system.files import read_json, write_json
+from guided_distill.evaluation.sample_store import SampleStore, key_of, load_array
+from guided_distill.system.files import array_sha256, read_json, write_json
 from guided_distill.system.processes import array_from_first, is_first
 from guided_distill.system.progress import Progress
 
@@ -139,7 +139,7 @@ class Comparison:
         path = self._row_path(contender, w)
         row = read_json(path, derived=True)
         images = row and array_from_first(lambda: load_array(path.with_suffix(".npy")))
-        if images is None or sha256_of(images) != row.get(IMAGES_SHA256):
+        if images is None or array_sha256(images) != row.get(IMAGES_SHA256):
             return None
         return {key: value for key, value in row.items() if key != IMAGES_SHA256}, images
 
@@ -213,7 +213,7 @@ class Comparison:
         if is_first():
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path.with_suffix(".npy"), images)
-        write_json(path, row | {IMAGES_SHA256: sha256_of(images)})
+        write_json(path, row | {IMAGES_SHA256: array_sha256(images)})
 
     def _compared(self, contender, name, w, start, stop):
         """The reference's samples that a contender's are compared with; None for no comparison."""

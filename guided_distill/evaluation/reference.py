@@ -10,6 +10,7 @@ import numpy as np
 
 from guided_distill.errors import UserError
 from guided_distill.evaluation.metrics import Moments, neighbour_radii
+from guided_distill.system.files import DIGEST, json_sha256
 from guided_distill.system.processes import first_only
 from guided_distill.system.progress import Progress
 
@@ -43,6 +44,11 @@ class ReferenceStats:
             if array is not None:
                 digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
         return digest.hexdigest()
+
+    @property
+    def digest(self):
+        """Digest of the statistics and of what is known of them."""
+        return json_sha256(self.provenance | {"sha256": self.sha256})
 
     @functools.cached_property
     def radii(self):
@@ -89,9 +95,21 @@ def save_reference(path, stats):
         mu=stats.mean,
         sigma=stats.covariance,
         features=stats.features,
-        provenance=json.dumps(stats.provenance),
+        provenance=json.dumps(stats.provenance | {DIGEST: stats.digest}),
     )
     partial.replace(path)
+
+
+def load_kept_reference(path, source, extractor):
+    """Statistics of `save_reference`, just as they were saved.
+
+    Raises:
+      UserError: as `load_reference`, and where they do not match their digest.
+    """
+    stats, digest = _read_reference(path, source, extractor)
+    if digest != stats.digest:
+        raise UserError(f"{path} is damaged")
+    return stats
 
 
 def load_reference(path, source, extractor):
@@ -100,12 +118,20 @@ def load_reference(path, source, extractor):
     Raises:
       UserError: where the file is something else, or of another data set, size or extractor.
     """
+    stats, _ = _read_reference(path, source, extractor)
+    provenance = {"file": pathlib.Path(path).name} | stats.provenance
+    return dataclasses.replace(stats, provenance=provenance)
+
+
+def _read_reference(path, source, extractor):
+    """(`ReferenceStats`, the digest they were written with or None) of a file."""
     path = pathlib.Path(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             mean, covariance = (np.asarray(file[name], np.float64) for name in ("mu", "sigma"))
             features = file.get("features", None)
             provenance = json.loads(str(file["provenance"])) if "provenance" in file else {}
+            digest = provenance.pop(DIGEST, None)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the job reference_stats makes it") from None
     except Exception as error:  # A damaged archive fails in many ways.
@@ -133,4 +159,4 @@ def load_reference(path, source, extractor):
             raise UserError(
                 f"{path} was made with another {key}: {provenance[key]} there, {value} here"
             )
-    return ReferenceStats(mean, covariance, features, {"file": path.name} | provenance)
+    return ReferenceStats(mean, covariance, features, provenance), digest

@@ -1,26 +1,19 @@
 """Samples on disk: what a killed evaluation had drawn of its references is not drawn again."""
 
-import hashlib
-import json
 import os
 import pathlib
 
 import numpy as np
 
 from guided_distill.errors import UserError
-from guided_distill.system.files import read_json, write_json
+from guided_distill.system.files import array_sha256, json_sha256, read_json, write_json
 from guided_distill.system.processes import array_from_first, from_first, is_first
 from guided_distill.system.progress import to_stderr
 
 
 def key_of(identity):
     """A file name for plain JSON that identifies something."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def sha256_of(array):
-    """Digest of an array's bytes."""
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    return json_sha256(identity)[:24]
 
 
 def load_array(path):
@@ -66,7 +59,7 @@ class SampleStore:
             self._samples.flush()
         self.done += len(x)
         self.seconds += seconds
-        self._parts.append([self.done, sha256_of(np.asarray(x, np.float32))])
+        self._parts.append([self.done, array_sha256(np.asarray(x, np.float32))])
         done = {"done": self.done, "seconds": self.seconds, "parts": self._parts}
         write_json(self._record, done)
 
@@ -82,7 +75,7 @@ class SampleStore:
             parts = None
         start, whole = 0, bool(parts) and self._samples.shape == tuple(shape)
         for stop, sha256 in parts if whole else ():
-            whole, start = whole and sha256_of(self._samples[start:stop]) == sha256, stop
+            whole, start = whole and array_sha256(self._samples[start:stop]) == sha256, stop
         if not whole:
             to_stderr(f"{self._data} is damaged: its samples are drawn again")
         return whole

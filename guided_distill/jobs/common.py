@@ -10,6 +10,7 @@ from guided_distill.evaluation.classifier import load_or_train_classifier
 from guided_distill.evaluation.features import load_inception_extractor
 from guided_distill.evaluation.reference import (
     compute_reference,
+    load_kept_reference,
     load_reference,
     save_reference,
 )
@@ -70,7 +71,7 @@ def find_reference(config, workdir, source, extractor):
     path = workdir / "reference" / f"{extractor.name}.npz"
     if from_first(path.exists):
         try:
-            return load_reference(path, source, extractor)
+            return load_kept_reference(path, source, extractor)
         except UserError as error:
             to_stderr(f"{error}: computing it again")
     reference = compute_reference(source, extractor)

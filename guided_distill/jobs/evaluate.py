@@ -32,7 +32,12 @@ from guided_distill.jobs.common import (
     open_data,
 )
 from guided_distill.jobs.measure_images import measure_images
-from guided_distill.report.run_report import fewest_calls, terminal_summary, write_report
+from guided_distill.report.run_report import (
+    fewest_calls,
+    report_is_whole,
+    terminal_summary,
+    write_report,
+)
 from guided_distill.run import settings
 from guided_distill.run.checks import check_data
 from guided_distill.system.files import local_path, read_json
@@ -82,7 +87,7 @@ def evaluate(config, workdir, generators=None, dataset=None):
     done = read_results(workdir, stages)
     asked = settings.to_plain(config)["evaluation"], settings.file_digests(config)
     same = done and (done["provenance"]["evaluation"], done["provenance"]["files"]) == asked
-    if same and from_first((workdir / "report" / "index.html").exists):
+    if same and from_first(lambda: report_is_whole(workdir / "report", done)):
         return False
 
     generators = generators or make_generators(config)

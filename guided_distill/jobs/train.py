@@ -15,7 +15,7 @@ from guided_distill.distill.distillations import fitting_samplers
 from guided_distill.jobs.common import make_generators, open_data
 from guided_distill.jobs.evaluate import evaluate
 from guided_distill.jobs.report import write_paper
-from guided_distill.report.grids import grid, save_grid
+from guided_distill.report.grids import grid, is_picture, save_grid
 from guided_distill.run import settings
 from guided_distill.run.checks import check_models
 from guided_distill.run.programs import make_models
@@ -23,6 +23,7 @@ from guided_distill.run.sanity import check_reading
 from guided_distill.run.stages import first_teacher, plan_stages, select_stages, stages_after
 from guided_distill.run.trainer import Trainer
 from guided_distill.system.files import local_path
+from guided_distill.system.processes import from_first
 from guided_distill.system.progress import to_stderr
 from guided_distill.system.workdir import StageFolder, own_workdir
 
@@ -124,13 +125,15 @@ def train_stages(config, workdir, stage_name, on_images):
     return bool(trained or evaluated)
 
 
-def preview(config, workdir, generators, on_images, stage, finished, update, writer):
+def preview(config, workdir, generators, on_images, stage, finished, is_new, update, write_metrics):
     """Draws a strip per guidance weight after a stage: `samples/<stage>.png`, TensorBoard.
 
-    `on_images`, as in `train`, is told of it. Encoders have no samples.
+    Of a stage that was finished before it is drawn where it is missing or damaged. `on_images`, as
+    in `train`, is told of it. Encoders have no samples.
     """
     record = finished.record
-    if not fitting_samplers(record):
+    path = workdir / "samples" / f"{stage.name.replace('/', '_')}.png"
+    if not fitting_samplers(record) or not is_new and from_first(lambda: is_picture(path)):
         return
     w_min, w_max = stage.w_range or config.w_range
     weights = [w for w in config.evaluation.w if w_min <= w <= w_max] or [w_min]
@@ -145,9 +148,8 @@ def preview(config, workdir, generators, on_images, stage, finished, update, wri
         seed=config.evaluation.seed,
     )
     images = to_uint8(x)
-    path = workdir / "samples" / f"{stage.name.replace('/', '_')}.png"
     save_grid(path, images, PREVIEW_SAMPLES)
-    writer.write_images(update, {f"{stage.name}/samples": grid(images, PREVIEW_SAMPLES)[None]})
-    writer.flush()
+    strips = {f"{stage.name}/samples": grid(images, PREVIEW_SAMPLES)[None]}
+    write_metrics(lambda to: to.write_images(update, strips) or to.flush())
     if on_images is not None:
         on_images(stage.title, path)

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from guided_distill.system.processes import first_only
+from guided_distill.system.progress import to_stderr
 
 MIN_IMAGE_SIZE = 32  # pixels; smaller samples are enlarged by a whole factor
 
@@ -24,6 +25,19 @@ def grid(images, columns):
     tiles = tiles.reshape(rows, columns, height + 1, width + 1, channels)
     sheet = tiles.transpose(0, 2, 1, 3, 4)
     return sheet.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
+
+
+def is_picture(path):
+    """Whether a whole picture lies at a path; says where it is damaged."""
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+        return True
+    except FileNotFoundError:
+        return False
+    except (OSError, SyntaxError):
+        to_stderr(f"{path} is damaged: it is drawn again")
+        return False
 
 
 @first_only

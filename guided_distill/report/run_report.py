@@ -19,9 +19,14 @@ from guided_distill.report.tables import (
     table,
     translation_table,
 )
-from guided_distill.system.files import write_json
+from guided_distill.system.files import file_sha256, write_json
 from guided_distill.system.processes import first_only
+from guided_distill.system.progress import to_stderr
 
+FILES = (  # that stand beside `results.json`; `nearest.png` may be missing
+    "index.html", "report.md", "round_gaps.png", "distance_by_calls.png", "trade_off.png",
+    "comparison.png", "student.png", "nearest.png",
+)  # fmt: skip
 STRIP_LENGTH = 10
 CHANCE_FACTOR = 2.0  # accuracy up to so many times chance is taken for chance
 
@@ -33,7 +38,8 @@ def write_report(folder, results, images, nearest):
     Args:
       folder: `report/` of the workdir.
       results: plain JSON: `rows` of `Comparison.run`, `translations` of `measure_translation`,
-        `round_gaps` of `measure_round_gaps`, and `provenance`, what the numbers rest on.
+        `round_gaps` of `measure_round_gaps`, and `provenance`, what the numbers rest on; with the
+        digests of the report's other files it becomes `results.json`.
       images: those of `Comparison.run`.
       nearest: blocks of `nearest_images`, or none.
     """
@@ -54,7 +60,18 @@ def write_report(folder, results, images, nearest):
     text = render_markdown(results, with_nearest=bool(nearest))
     (folder / "report.md").write_text(text, encoding="utf-8")
     write_html(folder / "index.html", text)
-    write_json(folder / "results.json", results)
+    files = {name: file_sha256(folder / name) for name in FILES if (folder / name).exists()}
+    write_json(folder / "results.json", results | {"files": files})
+
+
+def report_is_whole(folder, results):
+    """Whether the files beside `results.json` are those that were written; says which is not."""
+    for name, sha256 in results["files"].items():
+        path = pathlib.Path(folder, name)
+        if not path.exists() or file_sha256(path) != sha256:
+            to_stderr(f"{path} is missing or damaged: it is made again")
+            return False
+    return True
 
 
 def comparison_blocks(images):

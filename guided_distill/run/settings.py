@@ -1,6 +1,5 @@
 """What a config may say. Everything is checked here, before any compute is spent."""
 
-import hashlib
 import json
 import os
 import pathlib
@@ -34,7 +33,7 @@ from guided_distill.run.rules import (
     number,
     sequence,
 )
-from guided_distill.system.files import local_path, read_json
+from guided_distill.system.files import file_sha256, local_path, read_json
 from guided_distill.system.processes import from_first
 from guided_distill.training.optimizer import LEARNING_RATE_DECAYS
 
@@ -182,11 +181,7 @@ def file_digests(config):
     def read():
         named = {key: config.evaluation[key] for key in ("inception", "reference_stats")}
         files = {key: pathlib.Path(path) for key, path in named.items() if path}
-        return {
-            key: hashlib.sha256(path.read_bytes()).hexdigest()
-            for key, path in files.items()
-            if path.is_file()
-        }
+        return {key: file_sha256(path) for key, path in files.items() if path.is_file()}
 
     return from_first(read)
 

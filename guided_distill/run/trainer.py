@@ -28,7 +28,8 @@ class Trainer:
       workdir: the run's folder.
       dataset: `Dataset` of the config.
       models: (teacher, student), of `make_models`.
-      on_stage_end: called with (stage, finished stage, updates of the run so far, metric writer).
+      on_stage_end: called for every stage with (stage, finished stage, whether it was trained
+        now, updates of the run so far, `write_metrics`).
     """
 
     def __init__(self, config, workdir, dataset, models, *, on_stage_end):
@@ -64,10 +65,14 @@ class Trainer:
         with StopSignals() as signals:
             for stage in stages:
                 teacher = self.find_teacher(stage, elsewhere)
-                if not self.is_finished(self.folder(stage), teacher):
+                is_new = not self.is_finished(self.folder(stage), teacher)
+                if is_new:
                     self.train_stage(stage, self.folder(stage), teacher, signals)
                     trained += 1
                 self.updates_before += stage.optimization["num_updates"]
+                self.on_stage_end(
+                    stage, self.newest, is_new, self.updates_before, self.write_metrics
+                )
                 signals.check()
         return trained
 
@@ -142,8 +147,6 @@ class Trainer:
         if teacher and "model" in teacher.record:
             record["model"] = teacher.record["model"]
         self.newest = folder.finish(sharding.to_host(state.final_params), record)
-        updates_so_far = self.updates_before + stage.optimization["num_updates"]
-        self.on_stage_end(stage, self.newest, updates_so_far, self.metric_writer)
 
     def record(self, stage, parent, seconds):
         """What `stage.json` says of a stage, but for its origin; `parent` is its teacher's path."""
@@ -190,7 +193,7 @@ class Trainer:
                 "images_per_second": progress.images_per_second,
             }
             named = {f"{stage.name}/{name}": value for name, value in scalars.items()}
-            self.write_metrics(self.updates_before + done, named)
+            self.write_metrics(lambda to: to.write_scalars(self.updates_before + done, named))
 
         bound = self.programs.bind(stage, teacher_params)
         try:
@@ -213,12 +216,12 @@ class Trainer:
             )
         finally:
             progress.close()
-            self.metric_writer.flush()
+            self.write_metrics(lambda to: to.flush())
 
-    def write_metrics(self, update, named):
-        """Writes curves; where that fails the run goes on without, and says so once."""
+    def write_metrics(self, write):
+        """`write(metric writer)`; where that fails the run goes on without, and says so once."""
         try:
-            self.metric_writer.write_scalars(update, named)
+            write(self.metric_writer)
         except OSError as error:
             if not self.warned_of_metrics:
                 to_stderr(f"{self.workdir / 'metrics'} cannot be written ({error.strerror})")

@@ -76,6 +76,20 @@ def tree_sha256(tree):
     return digest.hexdigest()
 
 
+def file_sha256(path):
+    """Digest of a file."""
+    with open(path, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def array_sha256(array):
+    """Digest of an array: dtype, shape and bytes."""
+    array = np.asarray(array, order="C")
+    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
 def save_params(directory, params):
     """Writes finished parameters; returns their digest."""
     params = to_host(params)
@@ -169,11 +183,16 @@ def reason_of(error):
 
 @first_only
 def write_json(path, value):
+    """As `write_own_json`, by the first process."""
+    write_own_json(path, value)
+
+
+def write_own_json(path, value):
     """Writes a dict as JSON, with its digest, so that a reader sees the old file or the new one."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    value = value | {DIGEST: _json_sha256(value)}
+    value = value | {DIGEST: json_sha256(value)}
     partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
@@ -188,29 +207,42 @@ def read_json(path, *, derived=False):
     Raises:
       UserError: where it is damaged, or cannot be read.
     """
-    path = pathlib.Path(path)
 
     def read():
         try:
-            value = json.loads(path.read_text("utf-8"))
-            digest = value.pop(DIGEST, None)  # Files of earlier versions have none.
-            if digest in (None, _json_sha256(value)):
-                return value
-        except FileNotFoundError:
+            return read_own_json(path)
+        except Damaged as error:
+            if not derived:
+                raise Damaged(
+                    f"{error}: put back a copy of it, or remove its folder to begin that anew"
+                ) from error
+            to_stderr(f"{error}: it is made again")
             return None
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror})") from error
-        except (ValueError, AttributeError, TypeError):
-            pass
-        if not derived:
-            raise UserError(
-                f"{path} is damaged: put back a copy of it, or remove its folder to begin that anew"
-            )
-        to_stderr(f"{path} is damaged: it is made again")
-        return None
 
     return from_first(read)
 
 
-def _json_sha256(value):
+def read_own_json(path):
+    """The dict of a JSON file as this process reads it, None where there is no such file.
+
+    Raises:
+      Damaged: where it is not what was written.
+      UserError: where it cannot be read.
+    """
+    try:
+        value = json.loads(pathlib.Path(path).read_text("utf-8"))
+        digest = value.pop(DIGEST, None)  # Files of earlier versions have none.
+        if digest in (None, json_sha256(value)):
+            return value
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, AttributeError, TypeError):
+        pass
+    raise Damaged(f"{path} is damaged")
+
+
+def json_sha256(value):
+    """Digest of plain JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
