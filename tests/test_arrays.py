@@ -280,5 +280,5 @@ def test_what_is_null_stands_beside_and_is_checked(tmp_path):
 
 def test_a_record_is_plain_json(tmp_path):
     open_folder(write(tmp_path / "mine", [make_arrays()]))
-    (record,) = (tmp_path / "cache").glob("mine-train-*/record.json")
+    (record,) = (tmp_path / "cache").glob("mine-*/record.json")
     assert set(json.loads(record.read_text())) == {"sha256"}

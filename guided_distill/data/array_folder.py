@@ -57,7 +57,7 @@ def open_array_folder(settings):
         folder.resolve().name,
         first["x"][0].shape[1:],
         num_classes,
-        lambda split: load_source(folder, split, num_classes, settings, **splits[split]),
+        lambda split: load_source(folder, num_classes, settings, **splits[split]),
         example=_example(first, labels),
         null=null,
     )
@@ -208,7 +208,7 @@ def load_labels(splits, labels, test_share, name):
     }
 
 
-def load_source(folder, split, num_classes, settings, *, parts, rows, labels):
+def load_source(folder, num_classes, settings, *, parts, rows, labels):
     """The `ShardSource` of one split: held in memory where it fits `data.memory_gb`, else mapped.
 
     Raises:
@@ -224,7 +224,7 @@ def load_source(folder, split, num_classes, settings, *, parts, rows, labels):
                 "raise data.memory_gb"
             )
     name = folder.resolve().name
-    content = content_digest(parts, f"{name} {split}", settings.cache)
+    content = content_digest(parts, name, settings.cache)
     digest = hashlib.sha256(content.encode() + np.ascontiguousarray(rows, np.int64).tobytes())
     source = ShardSource(name, parts, rows, digest.hexdigest(), num_classes, labels)
     return hold(source) if fits else source
@@ -251,7 +251,7 @@ def content_digest(parts, title, cache):
       UserError: naming the first number that is not finite.
     """
     files = sorted({part.file for of_name in parts.values() for part in of_name})
-    stats = [(os.path.basename(file), os.stat(file)) for file in files]
+    stats = [(pathlib.Path(file).parts[-2:], os.stat(file)) for file in files]
     identity = [FORMAT, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]]
     key = hashlib.sha256(json.dumps([identity, sorted(parts)]).encode()).hexdigest()[:16]
     name = "".join(c if c.isalnum() else "-" for c in title)

@@ -240,9 +240,10 @@ def _title(rows, provenance):
     student = main_model({row["model"] for row in rows})
     calls = [row["network_calls"] for row in rows if row["model"] == student]
     w_min, w_max = provenance["w_range"]
+    one = "an image" if of_pictures(provenance) else "a sample"
     return f"""# {provenance["data"]}: distilled guided diffusion
 
-A guided teacher that needs {full["network_calls"]} network calls for {_one(provenance)}, distilled into
+A guided teacher that needs {full["network_calls"]} network calls for {one}, distilled into
 students that need {min(calls)} to {max(calls)}, over guidance weights w in [{w_min:g}, {w_max:g}]
 (w = 0 is unguided).
 
@@ -251,10 +252,6 @@ students that need {min(calls)} to {max(calls)}, over guidance weights w in [{w_
 {_glance_table(rows, provenance)}
 
 {_strips(provenance)}"""
-
-
-def _one(provenance):
-    return "an image" if of_pictures(provenance) else "a sample"
 
 
 def _strips(provenance):
