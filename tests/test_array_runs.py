@@ -16,7 +16,8 @@ import guided_distill
 from guided_distill.data.registry import open_dataset
 from guided_distill.diffusion.samplers import sample_ddim
 from guided_distill.errors import UserError
-from guided_distill.jobs import prepare_data
+from guided_distill.evaluation.features import latent_extractor
+from guided_distill.jobs import compile_check, prepare_data
 from guided_distill.jobs import sample as sampling
 from guided_distill.jobs.evaluate import evaluate
 from guided_distill.run.settings import read_config
@@ -222,6 +223,23 @@ def test_a_teacher_without_bound_is_not_clipped(root, tmp_path):
         guided_distill.train(config, tmp_path / "run")
 
 
+def test_updates_are_compiled_ahead_for_the_shapes_of_the_data(root, tmp_path):
+    out = tmp_path / "checked.json"
+    assert compile_check.run(compile_check.Request(get_config(), out=str(out))) == 0
+    updates = [row["update"] for row in json.loads(out.read_text())["updates"]]
+    assert len(updates) == len({*updates}) == 3  # Step one, and rounds of the factors 4 and 2.
+
+
+def test_distances_of_large_latents_survive_their_projection():
+    x = np.random.default_rng(0).standard_normal((40, 16, 16, 8))
+    extractor = latent_extractor(x.shape[1:])
+    features, log_p = extractor.apply(x)
+    assert features.shape == (40, extractor.num_features) == (40, 256) and log_p is None
+    assert_array_equal(latent_extractor(x.shape[1:]).apply(x[3:4])[0], extractor.apply(x[3:4])[0])
+    ratio = np.square(features[1:] - features[0]).sum(1) / np.square(x[1:] - x[0]).sum((1, 2, 3))
+    assert_allclose(ratio.mean(), 1.0, atol=0.1)
+
+
 def test_the_data_are_told(root, capsys):
     prepare_data.run(prepare_data.Request(get_config()))
     told = capsys.readouterr().err
@@ -245,6 +263,39 @@ def test_pictures_without_classes_have_random_features_and_grids(root, tmp_path)
     assert (tmp_path / "run/samples/step_one.png").exists()
     sampler = guided_distill.Sampler.load(tmp_path / "run", 1)
     assert sampler(cond_of(3)).dtype == np.uint8
+
+
+@pytest.mark.slow
+def test_a_model_that_is_conditioned_on_nothing(root, tmp_path):
+    data_of(tmp_path / "mine", text=None, pooled=None)
+    write_teacher(tmp_path / "teacher", takes=(), guided=False)
+    paths = {"data.path": str(tmp_path / "mine"), "teacher.path": str(tmp_path / "teacher")}
+    unguided = {"w_range": (0.0, 0.0), "evaluation.w": (0.0,)}
+    guided_distill.train(changed(get_config(), paths | unguided), tmp_path / "run")
+    sampler = guided_distill.Sampler.load(tmp_path / "run", 1)
+    x = sampler(None, w=0.0, indices=[3, 4])
+    assert_allclose(sampler({}, w=0.0, indices=[4]), x[1:], atol=1e-5)
+    with pytest.raises(UserError, match="conditioned on nothing: `indices` say how many"):
+        sampler({}, w=0.0)
+    with pytest.raises(UserError, match="'conditioning' is unknown: the model takes nothing"):
+        sampler([1, 2], w=0.0)
+
+
+@pytest.mark.slow
+def test_labelled_latents_have_classes_and_no_classifier(root, tmp_path):
+    data_of(tmp_path / "mine", text=None, pooled=None, labels=np.arange(60) % 3)
+    write_teacher(tmp_path / "teacher", takes=("labels",))
+    paths = {"data.path": str(tmp_path / "mine"), "teacher.path": str(tmp_path / "teacher")}
+    guided_distill.train(changed(get_config(), paths), tmp_path / "run")
+    results = json.loads((tmp_path / "run/report/results.json").read_text())
+    assert results["provenance"]["num_classes"] == 3 and results["rows"][0]["accuracy"] is None
+    sampling.run(
+        sampling.Request(
+            str(tmp_path / "run"), num_steps=1, labels=("2",), n=4, out=str(tmp_path / "x.npz")
+        )
+    )
+    with np.load(tmp_path / "x.npz") as file:
+        assert file["samples"].shape == (4, *SAMPLE) and list(file["labels"]) == [2] * 4
 
 
 @pytest.mark.slow

@@ -35,29 +35,36 @@ def write_teacher(out, *, takes=("text", "pooled"), channels=2, bound=None, guid
 
     import guided_distill
 
-    shapes = {"text": TEXT, "pooled": POOLED}
+    shapes = {"text": TEXT, "pooled": POOLED, "labels": ()}
+    width = sum({"text": TEXT[-1], "pooled": POOLED[-1], "labels": 4}[name] for name in takes)
 
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
             self.time = nn.Linear(8, 8)
-            self.told = nn.Linear(sum(shapes[name][-1] for name in takes) + 8, 8)
+            self.told = nn.Linear(width + 8, 8)
+            self.labels = nn.Embedding(11, 4) if "labels" in takes else None
             self.begin = nn.Conv2d(channels, 8, 3, padding=1)
             self.end = nn.Conv2d(8, channels, 3, padding=1)
             self.register_buffer("rates", torch.logspace(0, -3, 4))
 
-        def forward(self, z, t, text=None, pooled=None):
+        def forward(self, z, t, text=None, pooled=None, labels=None):
             angles = t[:, None].float() * self.rates
             told = [self.time(torch.cat([angles.sin(), angles.cos()], 1))]
             told += [text.mean(1)] if text is not None else []
             told += [pooled] if pooled is not None else []
+            told += [self.labels(labels)] if labels is not None else []
             h = self.begin(z) + self.told(torch.cat(told, 1))[:, :, None, None]
             return self.end(nn.functional.silu(h))
 
     torch.manual_seed(0)
-    cond = {name: torch.zeros(2, *shapes[name]) for name in takes}
+    cond = {
+        name: torch.zeros(2, *shapes[name], dtype=torch.int64 if name == "labels" else None)
+        for name in takes
+    }
     example = dict(z=torch.zeros(2, channels, 4, 4), t=torch.tensor([10, 500]), **cond)
     null = {name: np.full(shapes[name], 0.5, np.float32) for name in takes}
+    null |= {"labels": 10} if "labels" in takes else {}
     return guided_distill.import_torch(
         Net().eval(), example, out=out, z="z", time="t", prediction="eps",
         schedule="scaled_linear", null=null if guided else None, bound=bound,
