@@ -196,6 +196,8 @@ MISTAKES = {
     "is uint8 [5, 4, 4, 2]: pictures are [n, H, W, 1 or 3]": dict(
         x=np.zeros((5, 4, 4, 2), np.uint8), first=True
     ),
+    "'x' must be [n, …], got one number": dict(x=np.float32(1), text=None, pooled=None, first=True),
+    "'text' holds no numbers, got [5, 0]": dict(text=np.zeros((5, 0), np.float32), first=True),
     "'x' must be [n, …], got [5]": dict(x=np.zeros(5, np.float32), first=True),
     "001.npz: 'text' [2, 1, 4] is not finite: nan": dict(text=(2, 1, 4, np.nan)),
     "001.npz: 'x' [1, 0, 0, 1] is not finite: inf": dict(x=(1, 0, 0, 1, np.inf)),
@@ -276,6 +278,15 @@ def test_what_is_null_stands_beside_and_is_checked(tmp_path):
     save_file(null, folder / "null.safetensors")
     with pytest.raises(UserError, match="both say what is null"):
         open_folder(folder)
+
+
+def test_what_is_wrong_with_the_test_split_is_said_before_training(tmp_path):
+    write(tmp_path / "mine" / "train", [make_arrays()])
+    bad = make_arrays(5)
+    bad["text"][3, 0, 0] = np.inf
+    write(tmp_path / "mine" / "test", [bad])
+    with pytest.raises(UserError, match=r"test/000.npz: 'text' \[3, 0, 0\] is not finite: inf"):
+        _ = open_dataset(settings_of(tmp_path / "mine")).train
 
 
 def test_a_record_is_plain_json(tmp_path):

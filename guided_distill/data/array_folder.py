@@ -53,11 +53,17 @@ def open_array_folder(settings):
     if labels:
         num_classes = check_labels(splits["train"]["labels"], what=f"{folder}")
         check_labels_below(splits["test"]["labels"], num_classes, what=f"{folder}, test")
+
+    def load(split):
+        for other in splits.values():  # What is wrong with the test split is said before compute.
+            content_digest(other["parts"], folder.resolve().name, settings.cache)
+        return load_source(folder, num_classes, settings, **splits[split])
+
     return Dataset(
         folder.resolve().name,
         first["x"][0].shape[1:],
         num_classes,
-        lambda split: load_source(folder, num_classes, settings, **splits[split]),
+        load,
         example=_example(first, labels),
         null=null,
     )
@@ -94,6 +100,8 @@ def join_shards(shards):
             if name not in shard:
                 close = nearest(name, shard)
                 raise UserError(f"{file} has no array '{name}': its shard holds {here}{close}")
+        if not shard["x"].shape:
+            raise UserError(f"{shard['x']} must be [n, …], got one number")
         for name, part in shard.items():
             if name not in names:
                 raise UserError(f"{part} is an array that {names['x'].file} does not have")
@@ -136,6 +144,8 @@ def check_dtypes(parts):
             if part.dtype.kind == "V":
                 way_out = "bfloat16 is kept by .safetensors alone"
             raise UserError(f"{part} is {part.dtype}, not one of {', '.join(known)}: {way_out}")
+        if 0 in part.shape:
+            raise UserError(f"{part} holds no numbers, got {list(part.shape)}")
     x = parts["x"]
     if len(x.shape) < 2:
         raise UserError(f"{x} must be [n, …], got {list(x.shape)}")

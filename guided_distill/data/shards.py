@@ -189,5 +189,8 @@ def _safetensors_parts(path):
     for name, entry in header.items():
         if name != "__metadata__":
             dtype = jnp.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
-            start = 8 + length + entry["data_offsets"][0]
-            yield Part(str(path), name, dtype, tuple(entry["shape"]), start)
+            begin, end = entry["data_offsets"]
+            part = Part(str(path), name, dtype, tuple(entry["shape"]), 8 + length + begin)
+            if part.num_bytes != end - begin:
+                raise ValueError(f"'{name}' has {end - begin} bytes in place of {part.num_bytes}")
+            yield part

@@ -125,7 +125,7 @@ def terminal_summary(results):
 
 def chance_words(rows, provenance):
     """What is to be known of a teacher whose samples are seen as their class by chance; ''."""
-    if not provenance["classifier"]:
+    if rows[0]["accuracy"] is None:
         return ""
     seen = max(row["accuracy"] for row in rows if row["model"] == "teacher")
     chance = 1 / provenance["num_classes"]
@@ -162,13 +162,13 @@ def distance_words(provenance, n):
     what = "pictures" if of_pictures(provenance) else "latents"
     size = f"{reference['n']:,} {what}" if "n" in reference else f"{reference['file']}"
     on = f"To {size}, on {provenance['features']}; n = {n:,} samples in every row."
-    if provenance["classifier"] and not on_inception(provenance):
+    if feature_words(provenance):
+        on += f" {feature_words(provenance)[2:].capitalize()}."
+    elif not on_inception(provenance):
         on += (
             " The features are those of a classifier trained on the same data, not Inception's: "
             "compare rows, not papers."
         )
-    elif feature_words(provenance):
-        on += f" {feature_words(provenance)[2:].capitalize()}."
     if n < 50_000:
         on += " A small n biases every value upwards."
     return on + clip_words(provenance)
@@ -178,7 +178,7 @@ def feature_words(provenance):
     """What features that were not learnt say, after a semicolon; '' of those that were."""
     if not of_pictures(provenance):
         return "; no decoder was given: compare rows only"
-    if not provenance["classifier"] and not on_inception(provenance):
+    if provenance["features"].startswith("random-features"):
         return (
             "; features of a network that learnt nothing, for there are no classes: compare rows "
             "only (evaluation.inception gives distances that mean more)"
@@ -340,7 +340,7 @@ its round, on noised training examples, over up to eight times t = i/N.
 
 
 def _classes(rows, provenance):
-    if not provenance["classifier"]:
+    if rows[0]["accuracy"] is None:
         return ""
     return f"""## Class accuracy
 

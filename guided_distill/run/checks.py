@@ -91,6 +91,11 @@ def check_models(config, teacher, dataset):
     null, path = teacher.conditioning.null, config.teacher.path
     if teacher.conditioning.example is not None:
         check_conditioning(teacher.conditioning.example, dataset, path)
+    elif dataset.num_classes is None:
+        raise UserError(
+            f"{path} is conditioned on class labels, but {dataset.name} has "
+            f"{_names(dataset.example[1])}"
+        )
     if null is None and tuple(config.w_range) != (0.0, 0.0):
         raise UserError(
             f"{path} is not guided: w_range and evaluation.w must be (0.0, 0.0) "
