@@ -43,8 +43,8 @@ def get_config():
 
     # Data
     config.data = ConfigDict()
-    config.data.name = "digits"  # digits | folder | idx | npz | any data set of TFDS, as cifar10
-    config.data.path = ""  # folder, idx, npz: what to read; TFDS: its data_dir, "" = TFDS's own
+    config.data.name = "digits"  # digits | folder | idx | npz | arrays | any of TFDS, as cifar10
+    config.data.path = ""  # what to read; of TFDS its data_dir, "" = TFDS's own
     config.data.labels = ""  # folder: CSV or JSONL of file and label; "" = one subfolder a class
     config.data.image_size = 0  # pixels; 0 = the data's own
     config.data.channels = 0  # 1 = grey, 3 = colours, 0 = the data's own (folder: 3)
@@ -53,8 +53,8 @@ def get_config():
     config.data.augmentations = ()  # drawn anew at every update: flip | shift (by up to 1/16)
     config.data.test_share = 0.1  # of each class, held out where there is no test split
     config.data.skip_broken = False  # leave out pictures that cannot be read, and count them
-    config.data.cache = "~/.cache/guided_distill/data"  # of decoded pictures: folder and TFDS
-    config.data.memory_gb = 4.0  # decoded; larger sets are streamed from the cache
+    config.data.cache = "~/.cache/guided_distill/data"  # of decoded pictures, of arrays' hashes
+    config.data.memory_gb = 4.0  # decoded; larger sets are streamed from the cache, or mapped
     config.data.num_workers = 0  # processes that decode and stream; 0 = threads
 
     # Noise schedule: cosine, λ(0) = logsnr_max, λ(1) = logsnr_min

@@ -97,7 +97,10 @@ flags.DEFINE_boolean(
     "skip_broken", None, "evaluate --images: leave out files that cannot be used, and say which."
 )
 flags.DEFINE_list(
-    "labels", None, "sample: classes to cycle through, numbers or names; default: all."
+    "labels",
+    None,
+    "sample: classes to cycle through, numbers or names; default: all. A model without classes "
+    "takes the conditioning of held-out examples in turn.",
 )
 flags.DEFINE_integer(
     "n", None, "sample: number of samples, over all weights (default 64). translate: of images."
@@ -106,8 +109,8 @@ flags.DEFINE_integer("seed", None, "sample, translate: seed of the noise (defaul
 flags.DEFINE_string(
     "out",
     None,
-    "sample: an image (grid.png) or arrays (samples.npz). translate: the figure. "
-    "reference_stats, convert_inception: the .npz to write. evaluate --images: JSON. "
+    "sample: an image (grid.png) or arrays (samples.npz; of latents always). translate: the "
+    "figure. reference_stats, convert_inception: the .npz to write. evaluate --images: JSON. "
     "import: the folder to write.",
 )
 flags.DEFINE_string(

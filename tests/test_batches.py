@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from small import data_settings
+from test_arrays import cut, make_arrays
+from test_arrays import settings_of as settings_of_arrays
+from test_arrays import write as write_shards
 from test_folders import settings_of, write_images
 
 from guided_distill.data.augment import augment
@@ -20,7 +23,7 @@ from guided_distill.system.sharding import batch_sharding, make_mesh
 
 BATCH, UPDATES = 16, (0, 3, 90)
 
-# One of several processes: writes the pictures and labels that lie on its devices, and where.
+# One of several processes: writes what of x and conditioning lies on its devices, and where.
 PROCESS = """
 import os, sys
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -44,8 +47,19 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory):
+    """Latents with two conditionings in three shards."""
+    return write_shards(tmp_path_factory.mktemp("data") / "arrays", cut(make_arrays()))
+
+
+def open_source(folder, **changes):
+    of_folder = settings_of_arrays if folder.name == "arrays" else settings_of
+    return open_dataset(of_folder(folder, **changes)).train
+
+
 def make_batches(folder, *, streamed, num_workers=0):
-    source = open_dataset(settings_of(folder, memory_gb=0.0 if streamed else 1.0)).train
+    source = open_source(folder, memory_gb=0.0 if streamed else 1.0)
     assert source.in_memory != streamed
     return Batches(
         source,
@@ -60,25 +74,24 @@ def local_batches(folder):
     """`{name: array}` of what lies on this process's devices."""
     found = {}
     for streamed in (False, True):
-        batches = make_batches(folder, streamed=streamed)
+        batches = make_batches(pathlib.Path(folder), streamed=streamed)
         for update in UPDATES:
-            images, labels = batches(update)
-            for shard in images.addressable_shards:
-                start = shard.index[0].start or 0
-                found[f"{streamed} {update} {start} images"] = np.asarray(shard.data)
-            for shard in labels.addressable_shards:
-                start = shard.index[0].start or 0
-                found[f"{streamed} {update} {start} labels"] = np.asarray(shard.data)
+            for k, leaf in enumerate(jax.tree.leaves(batches(update))):
+                for shard in leaf.addressable_shards:
+                    start = shard.index[0].start or 0
+                    found[f"{streamed} {update} {start} {k}"] = np.asarray(shard.data)
     return found
 
 
-def put_together(parts, what):
-    """The whole batch of `{start: part}`."""
-    return np.concatenate([parts[start, what] for start, kind in sorted(parts) if kind == what])
+def put_together(parts, k):
+    """The whole leaf of `{(start, leaf): part}`."""
+    return np.concatenate([parts[start, leaf] for start, leaf in sorted(parts) if leaf == k])
 
 
+@pytest.mark.parametrize("kind", ["folder", "arrays"])
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_processes_together_see_the_same_batches(folder, tmp_path, processes):
+def test_processes_together_see_the_same_batches(request, kind, tmp_path, processes):
+    folder = request.getfixturevalue(kind)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -99,13 +112,13 @@ def test_processes_together_see_the_same_batches(folder, tmp_path, processes):
     for process in range(processes):
         with np.load(tmp_path / f"{process}.npz") as file:
             for key in file.files:
-                streamed, update, start, what = key.split()
-                parts.setdefault((streamed, int(update)), {})[int(start), what] = file[key]
-    source = open_dataset(settings_of(folder)).train
+                streamed, update, start, k = key.split()
+                parts.setdefault((streamed, int(update)), {})[int(start), int(k)] = file[key]
+    source = open_source(folder)
     for (_, update), batch in parts.items():
-        images, labels = source.read(batch_indices(len(source), BATCH, 0, update))
-        assert_array_equal(put_together(batch, "images"), images)
-        assert_array_equal(put_together(batch, "labels"), labels)
+        whole = source.read(batch_indices(len(source), BATCH, 0, update))
+        for k, leaf in enumerate(jax.tree.leaves(whole)):
+            assert_array_equal(put_together(batch, k), leaf)
     assert len(parts) == 2 * len(UPDATES)
 
 

@@ -9,18 +9,21 @@ from conftest import command, environment, params_hashes
 STAGES = ["teacher", "step_one", *(f"step_two/deterministic/{n:04d}" for n in (4, 2, 1))]
 
 
-def run(workdir):
-    return subprocess.run(
-        command(workdir), env=environment(), cwd=workdir.parent, capture_output=True, text=True
-    )
+def how(workdir, config, env):
+    """Arguments that start a run."""
+    arguments = command(workdir, *([f"--config={config}"] if config else []))
+    return dict(args=arguments, env=environment() | (env or {}), cwd=workdir.parent, text=True)
 
 
-def run_until(line, workdir, signum):
+def run(workdir, config=None, env=None):
+    return subprocess.run(**how(workdir, config, env), capture_output=True)
+
+
+def run_until(line, workdir, signum, config=None, env=None):
     """Starts a run, sends `signum` once a line of its log holds `line`; exit code and log."""
     process = subprocess.Popen(
-        command(workdir), env=environment(), cwd=workdir.parent, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        **how(workdir, config, env), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     log = []
     for text in process.stderr:
         log.append(text)

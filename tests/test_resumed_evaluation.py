@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from guided_distill.errors import UserError
+from guided_distill.evaluation.asked import AskedClasses
 from guided_distill.evaluation.comparison import Comparison
 from guided_distill.evaluation.contenders import REFERENCES, Contender
 from guided_distill.evaluation.features import FeatureExtractor
@@ -66,7 +67,8 @@ REFERENCE = ReferenceStats(
 def evaluation(folder, batch_size=BATCH):
     return Comparison(
         folder, REFERENCE, EXTRACTOR, EXTRACTOR,
-        class_counts=(2, 2), image_shape=SHAPE, num_samples=N, batch_size=batch_size, seed=0,
+        asked=AskedClasses((2, 2), N), sample_shape=SHAPE, num_samples=N, batch_size=batch_size,
+        seed=0,
     )  # fmt: skip
 
 

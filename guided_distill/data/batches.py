@@ -37,7 +37,7 @@ class LocalBatch:
     """update -> this process's share of the batch, as NumPy arrays; picklable.
 
     Attributes:
-      source: `ArraySource` or `StreamSource`.
+      source: an `ArraySource`, a `StreamSource` or a `ShardSource`.
       batch_size: over all processes.
       seed: of the order.
       positions: in the batch, of the examples to read, `[B / processes]`.
@@ -54,12 +54,12 @@ class LocalBatch:
 
 
 class Batches:
-    """`batches(update)` -> (x `[B, H, W, C]`, cond, a pytree with leading axis B) on the devices.
+    """`batches(update)` -> (x `[B, …]`, cond, a pytree with leading axis B) on the devices.
 
     Each process reads only the examples of its own devices.
 
     Args:
-      source: `ArraySource` or `StreamSource`.
+      source: an `ArraySource`, a `StreamSource` or a `ShardSource`.
       batch_size: over all devices.
       seed: of the order.
       sharding: how a batch lies on the devices.

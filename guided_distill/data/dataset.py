@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 
 from guided_distill.errors import UserError
@@ -14,16 +15,26 @@ class Dataset:
 
     Attributes:
       name: for people and records.
-      image_shape: (H, W, C).
-      num_classes: number of classes.
+      image_shape: (H, W, C), or the shape of whatever one x is.
+      num_classes: number of classes; None where it is conditioned on something else.
       class_names: their names, a tuple; () where they have none.
+      example: one (x, conditioning) as `jax.ShapeDtypeStruct`s.
+      null: `{name: one example}` of the conditioning that means none; None where it is not said.
     """
 
-    def __init__(self, name, image_shape, num_classes, load, class_names=()):
-        """`load`: "train" or "test" -> source."""
+    def __init__(
+        self, name, image_shape, num_classes, load, class_names=(), *, example=None, null=None
+    ):
+        """`load`: "train" or "test" -> source; an `example` of None is a labelled picture."""
         self.name, self.image_shape, self.num_classes = name, tuple(image_shape), num_classes
         self.class_names = tuple(class_names)
+        self.example, self.null = example or picture_example(image_shape), null
         self._load = load
+
+    @property
+    def pictures(self):
+        """Whether x are pictures, uint8, and not latents."""
+        return self.example[0].dtype == np.uint8
 
     @functools.cached_property
     def train(self):
@@ -34,8 +45,9 @@ class Dataset:
         """
         source = self._load("train")
         if len(source) < 2:
+            what = "picture" if self.pictures else "example"
             raise UserError(
-                f"{self.name} has {len(source)} picture to learn from: two or more are needed, "
+                f"{self.name} has {len(source)} {what} to learn from: two or more are needed, "
                 "and one held out"
             )
         return source
@@ -44,6 +56,12 @@ class Dataset:
     def test(self):
         """What was held out: a source."""
         return self._load("test")
+
+
+def picture_example(image_shape):
+    """One labelled picture as shapes."""
+    picture = jax.ShapeDtypeStruct(tuple(image_shape), np.uint8)
+    return picture, jax.ShapeDtypeStruct((), np.int32)
 
 
 def cycle_labels(indices, num_classes):

@@ -312,15 +312,16 @@ def check_outside(settings, path, what):
     Raises:
       UserError: naming it and the folder.
     """
-    if settings.name != "folder" or settings.labels or not settings.path:
-        return  # A table names its pictures, and other readers read no pictures from folders.
+    if settings.name not in ("folder", "arrays") or settings.labels or not settings.path:
+        return  # A table names its pictures, and other readers read nothing else from folders.
     folder, path = (pathlib.Path(p).expanduser().resolve() for p in (settings.path, path))
     within = path.is_relative_to(folder) and path.relative_to(folder)
     if within and not all(is_shown(pathlib.Path(part)) for part in within.parts):
         return  # Hidden from the reader, too.
     if within:
+        held = "pictures" if settings.name == "folder" else "arrays"
         raise UserError(
-            f"{what} {printable(path)} lies in data.path {printable(folder)}, where its pictures "
+            f"{what} {printable(path)} lies in data.path {printable(folder)}, where its {held} "
             "would become data: name a folder beside it"
         )
 

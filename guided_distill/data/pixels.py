@@ -2,12 +2,27 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
 def to_float(images):
     """uint8 [0, 255] -> float32 [-1, 1]; NumPy or JAX arrays."""
     return images.astype(np.float32) / 127.5 - 1.0
+
+
+def as_learnt(x):
+    """What networks see of x: uint8 pictures in [-1, 1], latents as they are, all float32."""
+    return to_float(x) if x.dtype == np.uint8 else x.astype(np.float32)
+
+
+def widen(cond):
+    """Conditioning with float32 in place of halves; labels and masks stay."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(np.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+        cond,
+    )
 
 
 def to_uint8(x):

@@ -1,11 +1,18 @@
 """From `config.data` to a data set, by its name."""
 
+from guided_distill.data.array_folder import open_array_folder
 from guided_distill.data.arrays import open_digits, open_idx, open_npz
 from guided_distill.data.folders import open_folder
 from guided_distill.data.prepare import prepare_tfds
 from guided_distill.data.tfds_builders import data_dir, open_tfds
 
-READERS = {"digits": open_digits, "folder": open_folder, "idx": open_idx, "npz": open_npz}
+READERS = {
+    "arrays": open_array_folder,
+    "digits": open_digits,
+    "folder": open_folder,
+    "idx": open_idx,
+    "npz": open_npz,
+}
 
 
 def open_dataset(settings):

@@ -1,4 +1,4 @@
-"""Random access to labelled pictures: held in memory, or streamed from a cache on disk."""
+"""Random access to examples: held in memory, streamed from a cache, or mapped from shards."""
 
 import dataclasses
 import functools
@@ -126,3 +126,71 @@ class StreamSource:
 
     def __getstate__(self):
         return {key: value for key, value in self.__dict__.items() if key != "_reader"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ShardSource:
+    """Examples that lie in arrays, as they are: nothing is decoded.
+
+    Attributes:
+      name: of the data set.
+      parts: `{array: (Part or Held, …)}`, `x` and the conditioning, the shards in order.
+      rows: `[N]`, those of all shards' rows that are its examples.
+      sha256: hash of all examples, in order.
+      num_classes: number of classes; None where it is conditioned on something else.
+      labels: `[N]` int32 in [0, num_classes); None without classes.
+      in_memory: whether all parts are held.
+    """
+
+    name: str
+    parts: dict
+    rows: np.ndarray
+    sha256: str
+    num_classes: int | None = None
+    labels: np.ndarray | None = None
+    in_memory: bool = False
+
+    def __len__(self):
+        return len(self.rows)
+
+    @property
+    def image_shape(self):
+        """Of one x."""
+        return self.parts["x"][0].shape[1:]
+
+    def read(self, indices):
+        """(x `[B, …]`, conditioning) at `indices` `[B]`.
+
+        The conditioning is labels `[B]` int32 where it has classes, else a dict of arrays by name;
+        whole numbers are int32.
+        """
+        return self.gather("x", indices), self.read_cond(indices)
+
+    def read_cond(self, indices):
+        """The conditioning alone, as of `read`."""
+        if self.num_classes is not None:
+            return self.labels[indices]
+        return {name: self.gather(name, indices) for name in self.parts if name != "x"}
+
+    def gather(self, name, indices):
+        """Rows of one array, `[B, …]`."""
+        arrays, rows = self._opened[name], self.rows[indices]
+        shard = np.searchsorted(self._starts, rows, side="right") - 1
+        out = np.empty((len(rows), *arrays[0].shape[1:]), arrays[0].dtype)
+        for k in np.unique(shard):
+            here = shard == k
+            out[here] = arrays[k][rows[here] - self._starts[k]]
+        is_integer = name != "x" and np.issubdtype(out.dtype, np.integer)
+        return out.astype(np.int32) if is_integer else out
+
+    @functools.cached_property
+    def _opened(self):
+        return {name: [part.open() for part in parts] for name, parts in self.parts.items()}
+
+    @functools.cached_property
+    def _starts(self):
+        """The first row of each shard."""
+        return np.cumsum([0, *(part.shape[0] for part in self.parts["x"][:-1])])
+
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if key != "_opened"}

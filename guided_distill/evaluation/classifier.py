@@ -13,7 +13,14 @@ import optax
 from guided_distill.data.batches import batch_indices
 from guided_distill.data.pixels import to_float
 from guided_distill.evaluation.features import FeatureExtractor, apply_in_batches
-from guided_distill.system.files import Damaged, load_params, read_json, save_params, write_json
+from guided_distill.system.files import (
+    Damaged,
+    load_params,
+    read_json,
+    save_params,
+    tree_sha256,
+    write_json,
+)
 from guided_distill.system.progress import Progress
 
 BATCH_SIZE = 100
@@ -85,6 +92,24 @@ def load_or_train_classifier(folder, train_source, test_source, *, num_updates, 
         accuracy=record["accuracy"],
         apply=functools.partial(apply_classifier, network, params),
     )
+
+
+def random_extractor(image_shape, seed):
+    """A `FeatureExtractor` of a classifier that has learnt nothing: for pictures without classes.
+
+    Args:
+      image_shape: (H, W, C).
+      seed: of its weights.
+    """
+    network = Classifier(1)
+    params = jax.jit(network.init)(jax.random.key(seed), jnp.zeros((1, *image_shape)))["params"]
+
+    def apply(images):
+        features, _ = apply_classifier(network, params, images)
+        return features, None
+
+    name = f"random-features-{tree_sha256(params)[:12]}"
+    return FeatureExtractor(name, network.num_features, "none", apply)
 
 
 def train_classifier(network, source, *, num_updates, seed):

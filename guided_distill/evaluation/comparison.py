@@ -6,8 +6,6 @@ import time
 
 import numpy as np
 
-from guided_distill.data.dataset import balanced_labels
-from guided_distill.data.pixels import to_uint8
 from guided_distill.evaluation.contenders import REFERENCES
 from guided_distill.evaluation.measure import Measurement
 from guided_distill.evaluation.sample_store import SampleStore, key_of, load_array
@@ -49,12 +47,12 @@ class Comparison:
       folder: where finished rows, and the references' samples, are kept.
       reference: `ReferenceStats` of the data set, on the extractor's features.
       extractor: `FeatureExtractor` of distances and scores.
-      classifier: `TrainedClassifier` of class accuracy; may be the extractor.
-      class_counts: images of each class in the reference, `[C]`; samples have its proportions.
-      image_shape: (H, W, C).
+      classifier: `TrainedClassifier` of class accuracy; may be the extractor. None measures none.
+      asked: `AskedClasses` or `AskedExamples`: what each sample is conditioned on.
+      sample_shape: of one x, such as (H, W, C).
       num_samples: n, the same in every row.
       batch_size: samples drawn and measured at a time.
-      seed: of the noise; sample i has noise i and label i of `balanced_labels`.
+      seed: of the noise; sample i has noise i.
     """
 
     def __init__(
@@ -64,15 +62,14 @@ class Comparison:
         extractor,
         classifier,
         *,
-        class_counts,
-        image_shape,
+        asked,
+        sample_shape,
         num_samples,
         batch_size,
         seed,
     ):
         self.folder, self.reference, self.extractor = folder, reference, extractor
-        self.classifier, self.image_shape = classifier, image_shape
-        self.labels = balanced_labels(class_counts, num_samples)
+        self.classifier, self.asked, self.sample_shape = classifier, asked, sample_shape
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self._stores = {}
 
@@ -85,7 +82,7 @@ class Comparison:
 
         Returns:
           (rows, images): rows as in `results.json`; images maps (model, N, w) to
-          `[IMAGES_KEPT, H, W, C]` uint8.
+          `[IMAGES_KEPT, …]`, uint8 where they are pictures.
         """
         work = [(w, c) for w in weights for c in contenders if c.knows(w)]
         for w, contender in work:
@@ -120,7 +117,7 @@ class Comparison:
             "num_steps": contender.num_steps,
             "w": w,
             "n": self.num_samples,
-            "labels": sha256_of(self.labels),
+            "labels": self.asked.sha256,
             "seed": self.seed,
         }
 
@@ -129,7 +126,7 @@ class Comparison:
         identity = self._identity(contender, w) | {
             "model": contender.model,
             "features": self.extractor.name,
-            "classifier": self.classifier.name,
+            "classifier": self.classifier and self.classifier.name,
             "reference": self.reference.sha256,
         }
         return pathlib.Path(self.folder, "rows", f"{key_of(identity)}.json")
@@ -149,7 +146,7 @@ class Comparison:
             return None
         key = (contender.model, w)
         if key not in self._stores:
-            shape = (self.num_samples, *self.image_shape)
+            shape = (self.num_samples, *self.sample_shape)
             folder = pathlib.Path(self.folder, "samples")
             self._stores[key] = SampleStore(folder, self._identity(contender, w), shape)
         return self._stores[key]
@@ -171,7 +168,7 @@ class Comparison:
         started = time.perf_counter()
         x = contender.generator(
             params,
-            cond=self.labels[start:stop],
+            cond=self.asked.read(start, stop),
             w=np.full(len(indices), w),
             indices=indices,
             num_steps=contender.num_steps,
@@ -197,9 +194,9 @@ class Comparison:
             if store is not None:
                 x = store.read(start, stop)
             others = {name: self._compared(contender, name, w, start, stop) for name in REFERENCES}
-            measurement.add(x, self.labels[start:stop], others)
+            measurement.add(x, self.asked.read(start, stop), others)
             if start < IMAGES_KEPT:
-                kept.append(to_uint8(x))
+                kept.append(self.extractor.see(x))
         row = {
             "model": contender.model,
             "sampler": contender.sampler,

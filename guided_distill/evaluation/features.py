@@ -1,16 +1,20 @@
-"""What turns pictures into features: the data set's own classifier, or InceptionV3."""
+"""What turns samples into features: a classifier, InceptionV3, or of latents the latents."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from guided_distill.data.pixels import to_uint8
 from guided_distill.evaluation.inception import NUM_FEATURES, InceptionV3
 from guided_distill.evaluation.inception_weights import load_inception
 from guided_distill.system.sharding import batch_sharding, place, put, to_host
 
 INCEPTION_BATCH = 32  # pictures per device and call
+LATENT_FEATURES = 256  # at most
+PROJECTION_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +26,48 @@ class FeatureExtractor:
       num_features: D.
       resize: what is done to pictures of another size, in words.
       apply: `images [n, H, W, C]` uint8 -> (features `[n, D]`, log-probabilities
-        `[n, classes]`).
+        `[n, classes]`, None where it has no classes).
+      of_pictures: whether it looks at pictures, and not at latents.
     """
 
     name: str
     num_features: int
     resize: str
     apply: object
+    of_pictures = True
+
+    def see(self, x):
+        """Samples as `apply` takes them: pictures of x in [-1, 1]."""
+        return to_uint8(x)
+
+
+class LatentExtractor(FeatureExtractor):
+    """Latents themselves as features; it gives no probabilities."""
+
+    of_pictures = False
+
+    def see(self, x):
+        """x as it is."""
+        return x
+
+
+def latent_extractor(sample_shape):
+    """Latents laid flat, or where they have many numbers, a fixed random projection of them.
+
+    The projection keeps squared distances in the mean.
+    """
+    size = math.prod(sample_shape)
+    if size <= LATENT_FEATURES:
+        apply = lambda x: (np.asarray(x, np.float32).reshape(len(x), -1), None)  # noqa: E731
+        return LatentExtractor(f"latents-{size}", size, "none", apply)
+    rng = np.random.Generator(np.random.Philox(PROJECTION_SEED))
+    matrix = rng.standard_normal((size, LATENT_FEATURES), np.float32) / LATENT_FEATURES**0.5
+
+    def project(x):
+        return np.asarray(x, np.float32).reshape(len(x), -1) @ matrix, None
+
+    name = f"latents-{size}-projected-to-{LATENT_FEATURES}-seed-{PROJECTION_SEED}"
+    return LatentExtractor(name, LATENT_FEATURES, "none", project)
 
 
 def load_inception_extractor(path, mesh):

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from guided_distill.data.pixels import to_uint8
 from guided_distill.errors import UserError
 from guided_distill.evaluation.metrics import (
     NEIGHBOURS,
@@ -21,7 +20,7 @@ class Measurement:
     Args:
       n: samples to come.
       extractor: `FeatureExtractor` of distances and scores.
-      classifier: `TrainedClassifier` of class accuracy; may be the extractor.
+      classifier: `TrainedClassifier` of class accuracy; may be the extractor. None measures none.
       reference: `ReferenceStats`.
     """
 
@@ -39,23 +38,28 @@ class Measurement:
         """Adds a batch.
 
         Args:
-          x: samples, `[B, H, W, C]` in [-1, 1].
-          labels: what was asked for, `[B]`.
+          x: samples, `[B, …]`; pictures in [-1, 1].
+          labels: what was asked for, `[B]`; not looked at without a classifier.
           others: `{name: samples of another model on the same noise, or None}`.
         """
         if not np.isfinite(x).all():
-            bad = self._moments.n + int(np.flatnonzero(~np.isfinite(x).all(axis=(1, 2, 3)))[0])
+            bad = self._moments.n + int(
+                np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))[0]
+            )
             raise UserError(f"sample {bad} is not finite: the model that drew it has diverged")
-        images = to_uint8(x)
+        images = self.extractor.see(x)
         features, log_p = self.extractor.apply(images)
-        class_log_p = log_p
-        if self.classifier is not self.extractor:
-            _, class_log_p = self.classifier.apply(images)
         seen = self._moments.n
         self._moments.add(features)
-        self._score.add(log_p)
+        if log_p is None:
+            self._score = None
+        else:
+            self._score.add(log_p)
         self._kept.append(np.asarray(features[: max(0, FEATURES_KEPT - seen)], np.float32))
-        self._correct += int(np.sum(class_log_p.argmax(axis=1) == labels))
+        if self.classifier is not None:
+            same = self.classifier is self.extractor
+            class_log_p = log_p if same else self.classifier.apply(images)[1]
+            self._correct += int(np.sum(class_log_p.argmax(axis=1) == labels))
         for name, other in others.items():
             if other is not None:
                 error = np.square(np.asarray(x, np.float64) - other).mean() * len(x)
@@ -63,7 +67,7 @@ class Measurement:
 
     def result(self):
         """The metrics as plain JSON; those that cannot be measured are None."""
-        score, score_std = self._score.result()
+        score, score_std = self._score.result() if self._score else (None, None)
         row = {
             "fid": frechet_distance(
                 self._moments.mean,
@@ -78,12 +82,12 @@ class Measurement:
             "precision": None,
             "recall": None,
             "features": self.extractor.name,
-            "accuracy": self._correct / self.n,
+            "accuracy": self._correct / self.n if self.classifier else None,
             **{name: None for name in ("rmse_to_teacher", "rmse_to_step_one")},
             **{f"rmse_to_{name}": (s / self.n) ** 0.5 for name, s in self._squares.items()},
             "n": self.n,
         }
-        if self.reference.features is not None:
+        if self.reference.features is not None and self.extractor.of_pictures:
             features = np.concatenate(self._kept)
             row["kid"], row["kid_std"] = kernel_distance(features, self.reference.features)
             if min(len(features), len(self.reference.features)) > NEIGHBOURS:

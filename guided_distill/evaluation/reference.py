@@ -57,10 +57,10 @@ class ReferenceStats:
 
 
 def compute_reference(source, extractor):
-    """`ReferenceStats` of a data source's pictures, without augmentation, in constant memory."""
+    """`ReferenceStats` of a data source's x, without augmentation, in constant memory."""
     moments, kept = Moments(), []
     stride = -(-len(source) // FEATURES_KEPT)
-    progress = Progress("reference statistics", total=len(source), unit="picture")
+    progress = Progress("reference statistics", total=len(source), unit="example")
     for start in range(0, len(source), IMAGES_AT_ONCE):
         indices = np.arange(start, min(start + IMAGES_AT_ONCE, len(source)))
         images, _ = source.read(indices)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guided_distill.data.pixels import to_float
+from guided_distill.data.pixels import as_learnt, widen
 from guided_distill.distill.algorithms import add_noise, ddim_target
 from guided_distill.distill.distillations import distillation_of
 from guided_distill.models.build import model_of
@@ -12,7 +12,7 @@ from guided_distill.models.model import clip_prediction
 from guided_distill.system.progress import Progress
 from guided_distill.system.workdir import teacher_of
 
-IMAGES = 200  # the first of the training split, the same for every round
+EXAMPLES = 200  # the first of the training split, the same for every round
 TIMES = 8  # at most, of each round, evenly spaced on its grid
 
 
@@ -29,8 +29,9 @@ def measure_round_gaps(stages, source, weights, *, seed):
       Rows as plain JSON: `stage`, `num_steps`, `w`, `t` (where the step starts), `rmse`.
     """
     rounds = [stage for stage in stages.values() if times_of(stage.record)]
-    images, labels = source.read(np.arange(min(IMAGES, len(source))))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(images)))
+    x, cond = source.read(np.arange(min(EXAMPLES, len(source))))
+    x, cond = as_learnt(x), widen(cond)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(x)))
     compiled, rows = {}, []
     progress = Progress("gap of each round", total=len(rounds), unit="round")
     for done, stage in enumerate(rounds, start=1):
@@ -42,7 +43,7 @@ def measure_round_gaps(stages, source, weights, *, seed):
         low, high = record["w_range"]
         for w in (w for w in weights if low <= w <= high):
             for times in times_measured(record):
-                rmse = gap(*params, bound, keys, images, labels, np.float32(w), times)
+                rmse = gap(*params, bound, keys, x, cond, np.float32(w), times)
                 rows.append(
                     {
                         "stage": record["name"],
@@ -74,16 +75,16 @@ def times_measured(record):
 
 
 def compile_gap(model, factor):
-    """`(student, teacher, bound, keys, images, cond, w, times [factor + 1]) -> RMSE`."""
+    """`(student, teacher, bound, keys, x, cond, w, times [factor + 1]) -> RMSE`."""
     logsnr_fn = model.schedule.logsnr
 
     @jax.jit
-    def gap(student_params, teacher_params, bound, keys, images, cond, w, times):
-        batch = images.shape[0]
+    def gap(student_params, teacher_params, bound, keys, x, cond, w, times):
+        batch = x.shape[0]
         times = [jnp.full(batch, time) for time in times]
         w = jnp.full(batch, w)
         logsnr_t = logsnr_fn(times[0])
-        z_t = add_noise(to_float(images), keys, logsnr_t)
+        z_t = add_noise(x, keys, logsnr_t)
         teacher = clip_prediction(model.denoiser(teacher_params, cond), bound)
         target = ddim_target((teacher,) * factor, z_t, w, times, logsnr_fn)
         x_hat = model.denoiser(student_params, cond)(z_t, logsnr_t, w)

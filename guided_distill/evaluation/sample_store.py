@@ -30,7 +30,7 @@ class SampleStore:
     Args:
       folder: where it lies.
       identity: plain JSON on which the samples depend.
-      shape: (n, H, W, C).
+      shape: (n, …).
 
     Attributes:
       done: samples on disk, all of them whole.
@@ -53,7 +53,7 @@ class SampleStore:
             self._make(shape)
 
     def append(self, x, seconds):
-        """Writes the next samples, `[B, H, W, C]`."""
+        """Writes the next samples, `[B, …]`."""
         if is_first():
             self._samples[self.done : self.done + len(x)] = x
             self._samples.flush()

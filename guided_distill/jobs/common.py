@@ -6,8 +6,8 @@ from PIL import Image
 
 from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
-from guided_distill.evaluation.classifier import load_or_train_classifier
-from guided_distill.evaluation.features import load_inception_extractor
+from guided_distill.evaluation.classifier import load_or_train_classifier, random_extractor
+from guided_distill.evaluation.features import latent_extractor, load_inception_extractor
 from guided_distill.evaluation.reference import (
     compute_reference,
     load_kept_reference,
@@ -41,7 +41,12 @@ def make_generators(config):
 
 
 def load_classifier(config, workdir, dataset):
-    """The `TrainedClassifier` of a workdir, trained now if it is not there."""
+    """The `TrainedClassifier` of a workdir, trained now if it is not there.
+
+    None of data without classes, and of latents.
+    """
+    if dataset.num_classes is None or not dataset.pictures:
+        return None
     if dataset.num_classes == 1:
         to_stderr(
             "one class: a classifier has nothing to learn, so its features are random ones; "
@@ -56,10 +61,15 @@ def load_classifier(config, workdir, dataset):
     )
 
 
-def choose_extractor(config, classifier):
-    """InceptionV3 where the config names its weights, else the data set's own classifier."""
+def choose_extractor(config, dataset, classifier):
+    """InceptionV3 where the config names its weights, else the data set's own classifier.
+
+    Of latents the latents; of pictures without classes random features.
+    """
+    if not dataset.pictures:
+        return latent_extractor(dataset.image_shape)
     if not config.evaluation.inception:
-        return classifier
+        return classifier or random_extractor(dataset.image_shape, config.seed)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     return load_inception_extractor(config.evaluation.inception, mesh)
 

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from guided_distill.data.dataset import picture_example
 from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
 from guided_distill.report.tables import align
 from guided_distill.run import settings
-from guided_distill.run.programs import StagePrograms, image_example, make_models
+from guided_distill.run.programs import StagePrograms, make_models
 from guided_distill.run.stages import first_teacher, plan_stages, select_stages, stages_after
 from guided_distill.system.files import output_path, write_json
 from guided_distill.system.progress import to_stderr, to_stdout
@@ -59,16 +60,17 @@ def run(request):
     out = output_path(request.out) if request.out else None
     devices = find_devices(request.topology)
     settings.check_devices(config, len(devices))
+    example = picture_example(image_shape)
     if not image_shape or num_classes is None:
         dataset = open_dataset(config.data)
-        image_shape = image_shape or dataset.image_shape
+        example = example if image_shape else dataset.example
         num_classes = num_classes or dataset.num_classes
     teacher = first_teacher(config)
     if teacher is None:
-        settings.check_model(config.model, image_shape)
+        settings.check_model(config.model, example[0].shape)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-    models = make_models(config, image_shape, num_classes, teacher)
-    programs = StagePrograms(config, mesh, models, image_example(image_shape))
+    models = make_models(config, example[0].shape, num_classes, teacher)
+    programs = StagePrograms(config, mesh, models, example)
     limit = device_memory(devices[0])
     stages = select_stages(plan_stages(config, teacher), request.stage)
     stages = programs.kinds(stages if teacher is None else stages_after(stages, teacher.record))

@@ -14,6 +14,7 @@ from guided_distill.distill.distillations import (
 )
 from guided_distill.distill.ranges import check_distilled
 from guided_distill.errors import UserError
+from guided_distill.evaluation.asked import AskedClasses, AskedExamples
 from guided_distill.evaluation.comparison import Comparison, merge_draws
 from guided_distill.evaluation.contenders import list_contenders
 from guided_distill.evaluation.nearest import nearest_images
@@ -33,6 +34,7 @@ from guided_distill.jobs.common import (
 )
 from guided_distill.jobs.measure_images import measure_images
 from guided_distill.report.run_report import (
+    distance_words,
     fewest_calls,
     report_is_whole,
     terminal_summary,
@@ -95,10 +97,10 @@ def evaluate(config, workdir, generators=None, dataset=None):
     for stage in stages.values():
         check_data(stage.path, stage.record, dataset.train)
     classifier = load_classifier(config, workdir, dataset)
-    extractor = choose_extractor(config, classifier)
+    extractor = choose_extractor(config, dataset, classifier)
     reference = find_reference(config, workdir, dataset.train, extractor)
     rows, images = compare(
-        config, workdir, stages, generators, dataset.train, (extractor, classifier, reference)
+        config, workdir, stages, generators, dataset, (extractor, classifier, reference)
     )
     weights, seed = config.evaluation.w, config.evaluation.seed
     results = {
@@ -106,9 +108,11 @@ def evaluate(config, workdir, generators=None, dataset=None):
         "rows": rows,
         "translations": evaluate_translation(config, stages, generators, classifier, dataset.test),
         "round_gaps": measure_round_gaps(stages, dataset.train, weights, seed=seed),
-        "provenance": describe(config, stages, extractor, classifier, reference, dataset.test),
+        "provenance": describe(config, stages, extractor, classifier, reference, dataset),
     }
-    nearest = nearest_images(fewest_calls(images), extractor, reference, dataset.train)
+    nearest = {}
+    if images:
+        nearest = nearest_images(fewest_calls(images), extractor, reference, dataset.train)
     write_report(workdir / "report", results, images, nearest)
     write_to_tensorboard(workdir, results)
     to_stdout(terminal_summary(results))
@@ -116,10 +120,10 @@ def evaluate(config, workdir, generators=None, dataset=None):
     return True
 
 
-def compare(config, workdir, stages, generators, source, measures):
+def compare(config, workdir, stages, generators, dataset, measures):
     """(rows over all draws, images of the first), as `Comparison.run` has them.
 
-    `measures` is (extractor, classifier, reference).
+    `measures` is (extractor, classifier, reference). Of latents there are no images.
     """
     evaluation = config.evaluation
     extractor, classifier, reference = measures
@@ -131,14 +135,17 @@ def compare(config, workdir, stages, generators, source, measures):
         baselines=evaluation.baselines,
         baseline_num_steps=evaluation.baseline_num_steps,
     )
+    asked = AskedExamples(dataset.test)
+    if dataset.num_classes is not None:
+        asked = AskedClasses(class_counts(dataset.train), evaluation.num_samples)
     draws = [
         Comparison(
             workdir / "evaluation",
             reference,
             extractor,
             classifier,
-            class_counts=class_counts(source),
-            image_shape=source.image_shape,
+            asked=asked,
+            sample_shape=dataset.image_shape,
             num_samples=evaluation.num_samples,
             batch_size=evaluation.batch_size,
             seed=evaluation.seed + draw,
@@ -146,7 +153,7 @@ def compare(config, workdir, stages, generators, source, measures):
         for draw in range(evaluation.num_draws)
     ]
     rows = [merge_draws(same) for same in zip(*(rows for rows, _ in draws), strict=True)]
-    return rows, draws[0][1]
+    return rows, draws[0][1] if dataset.pictures else {}
 
 
 def write_to_tensorboard(workdir, results):
@@ -198,25 +205,27 @@ def check_evaluation(config, workdir, stages):
         check_distilled(num_steps, distilled, what="evaluation.num_steps")
 
 
-def describe(config, stages, extractor, classifier, reference, test_source):
+def describe(config, stages, extractor, classifier, reference, dataset):
     """What a report's numbers rest on, as plain JSON."""
-    return {
+    provenance = {
         "evaluation": settings.to_plain(config)["evaluation"],
         "params_sha256": params_hashes(stages),
-        "data": test_source.name,
+        "data": dataset.name,
+        "pictures": dataset.pictures,
         "features": extractor.name,
         "reference": reference.provenance | {"sha256": reference.sha256},
         "files": settings.file_digests(config),
-        "test_size": len(test_source),
-        "num_classes": test_source.num_classes,
-        "classifier": classifier.name,
-        "classifier_accuracy": classifier.accuracy,
+        "test_size": len(dataset.test),
+        "num_classes": dataset.num_classes,
+        "classifier": classifier and classifier.name,
+        "classifier_accuracy": classifier and classifier.accuracy,
         "w_range": list(config.w_range),
         "batch_size": config.evaluation.batch_size,
         "stages": {name: stage_summary(stage.record) for name, stage in stages.items()},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
     }
+    return provenance | {"distance": distance_words(provenance, config.evaluation.num_samples)}
 
 
 def stage_summary(record):

@@ -29,6 +29,8 @@ def measure_images(config, workdir, paths, *, skip_broken=False, out=""):
     """
     out = output_path(out) if out else None
     dataset = open_data(config)
+    if not dataset.pictures:
+        raise UserError(f"`images` are pictures, and {dataset.name} holds latents")
     images, notices = read_images(
         paths,
         dataset.image_shape,
@@ -40,7 +42,7 @@ def measure_images(config, workdir, paths, *, skip_broken=False, out=""):
     if len(images) < 2:
         raise UserError("`images` holds one image: a distance needs two or more")
     classifier = load_classifier(config, workdir, dataset)
-    extractor = choose_extractor(config, classifier)
+    extractor = choose_extractor(config, dataset, classifier)
     reference = find_reference(config, workdir, dataset.train, extractor)
     measurement = Measurement(len(images), extractor, classifier, reference)
     for start in range(0, len(images), config.evaluation.batch_size):

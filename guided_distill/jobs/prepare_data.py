@@ -22,9 +22,13 @@ def run(request):
     settings.prepare_config(request.config)
     prepare_builder(request.config.data, download=request.download)
     dataset = open_data(request.config)
-    height, width, channels = dataset.image_shape
+    shape = "x".join(map(str, dataset.image_shape))
+    what = "images" if dataset.pictures else "latents"
+    told = f"{dataset.num_classes} classes"
+    if dataset.num_classes is None:
+        told = f"conditioned on {', '.join(dataset.example[1]) or 'nothing'}"
     to_stderr(
-        f"{dataset.name}: {len(dataset.train):,} images to learn from and {len(dataset.test):,} "
-        f"held out, {height}x{width}x{channels}, {dataset.num_classes} classes, "
+        f"{dataset.name}: {len(dataset.train):,} {what} to learn from and {len(dataset.test):,} "
+        f"held out, {shape}, {told}, "
         f"sha256 {dataset.train.sha256[:16]}"
     )

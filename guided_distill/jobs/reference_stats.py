@@ -28,7 +28,7 @@ def run(request):
     classifier = None
     if not config.evaluation.inception:
         classifier = load_classifier(config, workdir, dataset)
-    extractor = choose_extractor(config, classifier)
+    extractor = choose_extractor(config, dataset, classifier)
     path = out or workdir / "reference" / f"{extractor.name}.npz"
     save_reference(path, compute_reference(dataset.train, extractor))
-    to_stderr(f"statistics of {len(dataset.train):,} images on {extractor.name}: {path}")
+    to_stderr(f"statistics of {len(dataset.train):,} examples on {extractor.name}: {path}")

@@ -71,6 +71,11 @@ def read_run(workdir, name, folder):
     if results is None:
         evaluate(config, workdir, generators)
         results = read_results(workdir, stages)
+    if results["rows"][0]["accuracy"] is None:
+        raise UserError(
+            f"{workdir} has no labelled pictures, and the paper's tables are of those: its own "
+            f"report is {workdir / 'report' / 'index.html'}"
+        )
     measured = results["provenance"]["evaluation"]
     drawn = folder / "paper" / name
     maker = FigureMaker(

@@ -7,10 +7,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from guided_distill.data.folders import check_outside
-from guided_distill.data.pixels import to_uint8
+from guided_distill.data.pixels import to_uint8, widen
+from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
 from guided_distill.jobs.common import check_counts, image_path
 from guided_distill.report.grids import save_grid
+from guided_distill.run import settings
 from guided_distill.sampling.sampler import Sampler, read_labels
 from guided_distill.system.files import local_path, read_json
 from guided_distill.system.processes import first_only
@@ -63,25 +65,46 @@ def run(request):
         force=request.force,
         max_batch_size=request.batch_size,
     )
-    labels = read_labels(request.labels, sampler.record)
-    labels = labels or list(range(sampler.record["num_classes"]))
+    if not sampler.draws_pictures and out.suffix != ARRAYS:
+        raise UserError(f"`out` must be {ARRAYS} of a model that draws latents, got {request.out}")
     per_weight = n // len(weights)
     rows = np.arange(n)
     indices = rows % per_weight
-    sample_labels = np.asarray(labels, np.int32)[indices % len(labels)]
     sample_w = np.asarray(weights)[rows // per_weight]
-    x = sampler.draw_classes(sample_labels.tolist(), sample_w, request.seed, indices)
-    write_samples(out, x, sample_labels, sample_w)
+    if sampler.record["num_classes"] is None:
+        asked = held_out_conditioning(request, indices)
+        x = sampler.draw(asked, sample_w, request.seed, indices)
+    else:
+        labels = read_labels(request.labels, sampler.record)
+        labels = labels or list(range(sampler.record["num_classes"]))
+        asked = {"labels": np.asarray(labels, np.int32)[indices % len(labels)]}
+        x = sampler.draw_classes(asked["labels"].tolist(), sample_w, request.seed, indices)
+    write_samples(out, x, asked, sample_w)
     to_stderr(
         f"{n} samples in {request.num_steps} steps of the {sampler.name} sampler: {request.out}"
     )
 
 
+def held_out_conditioning(request, indices):
+    """The conditioning of the run's held-out examples in turn, by name: `{name: [n, …]}`."""
+    if request.labels:
+        raise UserError("`labels` mean nothing to a model without classes: leave them out")
+    test = open_dataset(settings.read_config(request.workdir).data).test
+    return widen(test.read_cond(indices % len(test)))
+
+
 @first_only
-def write_samples(out, x, labels, w):
-    """Writes arrays, or an image: a row per weight where the rows stay short."""
+def write_samples(out, x, asked, w):
+    """Writes arrays, or an image: a row per weight where the rows stay short.
+
+    Args:
+      out: where to.
+      x: samples, `[n, …]`.
+      asked: what they are conditioned on, `{name: [n, …]}`.
+      w: their weights, `[n]`.
+    """
     if out.suffix == ARRAYS:
-        np.savez(out, samples=x, labels=labels, w=w.astype(np.float32))
+        np.savez(out, samples=x, w=w.astype(np.float32), **asked)
         return
     per_weight = np.count_nonzero(w == w[0])
     one_row_each = per_weight < len(x) and per_weight <= MAX_STRIP

@@ -113,7 +113,7 @@ def train_stages(config, workdir, stage_name, on_images):
         workdir,
         dataset,
         models,
-        on_stage_end=lambda *args: preview(config, workdir, generators, on_images, *args),
+        on_stage_end=lambda *args: preview(config, workdir, dataset, generators, on_images, *args),
     )
     trained = trainer.run(stages, finished)
     if stage_name:
@@ -125,23 +125,31 @@ def train_stages(config, workdir, stage_name, on_images):
     return bool(trained or evaluated)
 
 
-def preview(config, workdir, generators, on_images, stage, finished, is_new, update, write_metrics):
+def preview(
+    config, workdir, dataset, generators, on_images, stage, finished, is_new, update, write_metrics
+):
     """Draws a strip per guidance weight after a stage: `samples/<stage>.png`, TensorBoard.
 
     Of a stage that was finished before it is drawn where it is missing or damaged. `on_images`, as
-    in `train`, is told of it. Encoders have no samples.
+    in `train`, is told of it. Encoders have no samples, and latents no strips.
     """
     record = finished.record
     path = workdir / "samples" / f"{stage.name.replace('/', '_')}.png"
-    if not fitting_samplers(record) or not is_new and from_first(lambda: is_picture(path)):
+    if not fitting_samplers(record) or not dataset.pictures:
+        return
+    if not is_new and from_first(lambda: is_picture(path)):
         return
     w_min, w_max = stage.w_range or config.w_range
     weights = [w for w in config.evaluation.w if w_min <= w <= w_max] or [w_min]
     num_steps = stage.num_steps or min(PREVIEW_STEPS, config.step_two.start_steps)
     indices = np.tile(np.arange(PREVIEW_SAMPLES), len(weights))
+    if dataset.num_classes is None:
+        cond = dataset.test.read_cond(indices % len(dataset.test))
+    else:
+        cond = cycle_labels(indices, dataset.num_classes)
     x = generators.of(finished)(
         finished.params,
-        cond=cycle_labels(indices, record["num_classes"]),
+        cond=cond,
         w=np.repeat(weights, PREVIEW_SAMPLES),
         indices=indices,
         num_steps=num_steps,

@@ -126,6 +126,8 @@ def choose_num_steps(workdir, stages, num_steps):
 
 def read_request(record, request):
     """(source label, target label) by their place; refuses what the models were not trained for."""
+    if record["num_classes"] is None:
+        raise UserError("--mode=translate goes from class to class, and the run's data have none")
     labels = []
     for name in ("source_label", "target_label"):
         label = getattr(request, name)

@@ -74,7 +74,13 @@ def imported_model(description, folder, *, knows_w, dtype="float32", remat="none
         init=functools.partial(network.init, knows_w=knows_w),
         prediction=description["prediction"],
         schedule=network.schedule,
-        conditioning=NamedConditioning(null) if description["is_guided"] else Conditioning(None),
+        conditioning=NamedConditioning(
+            null if description["is_guided"] else None,
+            {
+                name: jax.ShapeDtypeStruct(graph.inputs[name].shape, graph.inputs[name].dtype)
+                for name in description["conditioning"]
+            },
+        ),
         sample_shape=tuple(description["sample_shape"]),
         knows_w=knows_w,
         bound=description["bound"],
@@ -170,6 +176,8 @@ class Network:
         if cond is None:
             cond = {}
         if not isinstance(cond, Mapping):
+            if not names and cond.ndim == 1:
+                return {}  # Labels of data of one class, which say nothing.
             if len(names) != 1:
                 raise UserError(
                     f"the model's conditioning is {', '.join(names) or 'nothing'}: give a dict by "

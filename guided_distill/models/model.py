@@ -25,9 +25,11 @@ class Conditioning:
     Attributes:
       null: one example of it, without that axis, that means none: the number after the last
         class, the embedding of an empty prompt; None of a model that is not guided.
+      example: one example by name, `{name: jax.ShapeDtypeStruct}`; None where it is one label.
     """
 
     null: Any
+    example: dict[str, jax.ShapeDtypeStruct] | None = None
 
     def nulls(self, cond: Any) -> Any:
         """As many nulls as `cond` has examples, in its structure and dtypes."""

@@ -40,7 +40,7 @@ def write_report(folder, results, images, nearest):
       results: plain JSON: `rows` of `Comparison.run`, `translations` of `measure_translation`,
         `round_gaps` of `measure_round_gaps`, and `provenance`, what the numbers rest on; with the
         digests of the report's other files it becomes `results.json`.
-      images: those of `Comparison.run`.
+      images: those of `Comparison.run`; none of latents.
       nearest: blocks of `nearest_images`, or none.
     """
     folder = pathlib.Path(folder)
@@ -48,11 +48,13 @@ def write_report(folder, results, images, nearest):
     rows = results["rows"]
     save_round_gaps(folder / "round_gaps.png", results["round_gaps"])
     save_distance_by_calls(folder / "distance_by_calls.png", rows)
-    save_trade_off(folder / "trade_off.png", rows)
-    compared = comparison_blocks(images)
-    save_strips(folder / "comparison.png", compared, "The same noise through every model")
-    dial = dial_blocks(images)
-    save_strips(folder / "student.png", dial, "One student family: guidance weight by steps")
+    if rows[0]["is"] is not None:
+        save_trade_off(folder / "trade_off.png", rows)
+    if images:
+        compared = comparison_blocks(images)
+        save_strips(folder / "comparison.png", compared, "The same noise through every model")
+        dial = dial_blocks(images)
+        save_strips(folder / "student.png", dial, "One student family: guidance weight by steps")
     if nearest:
         save_strips(
             folder / "nearest.png", nearest, "Samples and the training images nearest to them"
@@ -120,12 +122,14 @@ def terminal_summary(results):
     provenance = results["provenance"]
     n = rows[0]["n"]
     translated = ["Style transfer of held-out pictures", translation_table(translations), ""]
+    known = ""
+    if provenance["classifier"]:
+        known = f"; classifier {provenance['classifier_accuracy']:.1%} right on held-out data"
     return "\n".join(
         [
             chance_words(rows, provenance),
             f"{distance_name(provenance, n)} to {provenance['data']} on {provenance['features']} "
-            f"(n = {n}; classifier {provenance['classifier_accuracy']:.1%} right on held-out "
-            "data); lower is better, * is the best",
+            f"(n = {n}{known}){feature_words(provenance)}; lower is better, * is the best",
             star_best(table(rows, "fid", 2)),
             "",
             "Same-noise RMSE to the full teacher; lower is better",
@@ -138,6 +142,8 @@ def terminal_summary(results):
 
 def chance_words(rows, provenance):
     """What is to be known of a teacher whose samples are seen as their class by chance; ''."""
+    if rows[0]["accuracy"] is None:
+        return ""
     seen = max(row["accuracy"] for row in rows if row["model"] == "teacher")
     chance = 1 / provenance["num_classes"]
     if provenance["num_classes"] == 1 or seen > CHANCE_FACTOR * chance:
@@ -153,8 +159,15 @@ def on_inception(provenance):
     return provenance["features"].startswith("inception")
 
 
+def of_pictures(provenance):
+    """Whether the samples are pictures, and not latents."""
+    return provenance.get("pictures", True)
+
+
 def distance_name(provenance, n):
     """'FID-50k' for 50,000 samples on Inception features and for nothing else."""
+    if not of_pictures(provenance):
+        return "Fréchet distance of latents"
     if not on_inception(provenance):
         return "Fréchet distance"
     return "FID-50k" if n == 50_000 else f"FID of {n:,} samples"
@@ -163,9 +176,12 @@ def distance_name(provenance, n):
 def distance_words(provenance, n):
     """What the distance was measured on, and how it is biased."""
     reference = provenance["reference"]
-    size = f"{reference['n']:,} pictures" if "n" in reference else f"{reference['file']}"
+    what = "pictures" if of_pictures(provenance) else "latents"
+    size = f"{reference['n']:,} {what}" if "n" in reference else f"{reference['file']}"
     on = f"To {size}, on {provenance['features']}; n = {n:,} samples in every row."
-    if not on_inception(provenance):
+    if feature_words(provenance):
+        on += f" {feature_words(provenance)[2:].capitalize()}."
+    elif not on_inception(provenance):
         on += (
             " The features are those of a classifier trained on the same data, not Inception's: "
             "compare rows, not papers."
@@ -173,6 +189,18 @@ def distance_words(provenance, n):
     if n < 50_000:
         on += " A small n biases every value upwards."
     return on + clip_words(provenance)
+
+
+def feature_words(provenance):
+    """What features that were not learnt say, after a semicolon; '' of those that were."""
+    if not of_pictures(provenance):
+        return "; no decoder was given: compare rows only"
+    if provenance["features"].startswith("random-features"):
+        return (
+            "; features of a network that learnt nothing, for there are no classes: compare rows "
+            "only (evaluation.inception gives distances that mean more)"
+        )
+    return ""
 
 
 def clipped_stages(provenance):
@@ -209,12 +237,13 @@ def render_markdown(results, *, with_nearest):
     of_students = [
         _title(rows, provenance),
         _distance(rows, provenance),
-        _same_noise(rows),
+        _same_noise(rows, provenance),
         _round_gaps(results["round_gaps"]),
-        _classes_and_score(rows, provenance),
+        _classes(rows, provenance),
+        _score(rows, provenance),
         _neighbours(rows, provenance),
         _translation(results["translations"]),
-        _dial(),
+        _dial(provenance),
         _nearest() if with_nearest else "",
     ]
     parts = [with_clip_note(part, provenance) for part in of_students]
@@ -228,9 +257,10 @@ def _title(rows, provenance):
     student = main_model({row["model"] for row in rows})
     calls = [row["network_calls"] for row in rows if row["model"] == student]
     w_min, w_max = provenance["w_range"]
+    one = "an image" if of_pictures(provenance) else "a sample"
     return f"""# {provenance["data"]}: distilled guided diffusion
 
-A guided teacher that needs {full["network_calls"]} network calls for an image, distilled into
+A guided teacher that needs {full["network_calls"]} network calls for {one}, distilled into
 students that need {min(calls)} to {max(calls)}, over guidance weights w in [{w_min:g}, {w_max:g}]
 (w = 0 is unguided).
 
@@ -238,7 +268,13 @@ students that need {min(calls)} to {max(calls)}, over guidance weights w in [{w_
 
 {_glance_table(rows, provenance)}
 
-![The same noise through every model](comparison.png)
+{_strips(provenance)}"""
+
+
+def _strips(provenance):
+    if not of_pictures(provenance):
+        return ""
+    return """![The same noise through every model](comparison.png)
 
 Every strip starts from the same ten noise samples and has the same labels.
 """
@@ -276,15 +312,24 @@ def _distance(rows, provenance):
 {table(rows, "fid", 2, round_costs(provenance["stages"]))}
 
 ![Fréchet distance against network calls](distance_by_calls.png)
+{_trade_off(rows)}"""
 
+
+def _trade_off(rows):
+    if rows[0]["is"] is None:
+        return ""
+    return """
 ![Trade-off of distance and score over w](trade_off.png)
 """
 
 
-def _same_noise(rows):
+def _same_noise(rows, provenance):
+    what = "label, images in [-1, 1]"
+    if not of_pictures(provenance):
+        what = "conditioning, latents as they are"
     text = f"""## Distance from the full teacher, sample by sample
 
-Root mean square difference of samples from the same noise and label, images in [-1, 1].
+Root mean square difference of samples from the same noise and {what}.
 
 {table(same_noise(rows), "rmse_to_teacher", 3)}
 """
@@ -303,7 +348,7 @@ def _round_gaps(gaps):
     return f"""## Which round lost what
 
 Each student's one step against its teacher's sub-steps: RMSE of its prediction from the target of
-its round, on noised training images, over up to eight times t = i/N.
+its round, on noised training examples, over up to eight times t = i/N.
 
 {gap_table(gaps)}
 
@@ -311,16 +356,25 @@ its round, on noised training images, over up to eight times t = i/N.
 """
 
 
-def _classes_and_score(rows, provenance):
-    draws = provenance["evaluation"]["num_draws"]
-    spread = f"{draws} draws" if draws > 1 else "10 splits"
-    return f"""## Class accuracy and inception score
+def _classes(rows, provenance):
+    if rows[0]["accuracy"] is None:
+        return ""
+    return f"""## Class accuracy
 
 Share of samples that get the class that was asked for from a classifier trained on the same data
 ({provenance["classifier"]}; {provenance["classifier_accuracy"]:.1%} right on
 {provenance["test_size"]} held-out images):
 
 {table(rows, "accuracy", 3)}
+"""
+
+
+def _score(rows, provenance):
+    if rows[0]["is"] is None:
+        return ""
+    draws = provenance["evaluation"]["num_draws"]
+    spread = f"{draws} draws" if draws > 1 else "10 splits"
+    return f"""## Inception score
 
 exp E[KL(p(y|x) ‖ p(y))] on {provenance["features"]}, mean ± deviation over {spread}:
 
@@ -369,11 +423,13 @@ def _speed(rows, provenance):
 
 Measured in this run, compilation left out, batches of {provenance["batch_size"]}.
 
-{speed_table(rows)}
+{speed_table(rows, "images" if of_pictures(provenance) else "samples")}
 """
 
 
-def _dial():
+def _dial(provenance):
+    if not of_pictures(provenance):
+        return ""
     return """## One dial
 
 ![Guidance weight by number of steps](student.png)
@@ -410,13 +466,16 @@ A forward pass of one example is one evaluation, forward and backward are three.
 def _provenance(provenance):
     """What the numbers rest on, in short."""
     reference, evaluation = provenance["reference"], provenance["evaluation"]
+    has_classes = provenance["num_classes"] is not None
+    asked = "classes in the training images' proportions"
     lines = {
         "data": f"{provenance['data']}, sha256 {reference.get('data_sha256', 'unknown')[:16]}",
-        "reference": f"{reference.get('n', 'unknown number of')} images",
+        "reference": f"{reference.get('n', 'unknown number of')} examples",
         "features": f"{provenance['features']}, resize: {reference.get('resize', 'unknown')}",
-        "classifier": provenance["classifier"],
+        "classifier": provenance["classifier"] or "none",
         "samples": f"{evaluation['num_samples']:,} a row, seed {evaluation['seed']}, "
-        f"draws {evaluation['num_draws']}, classes in the training images' proportions",
+        f"draws {evaluation['num_draws']}, "
+        f"{asked if has_classes else 'conditioned as the held-out examples in turn'}",
         "software": f"jax {provenance['jax']} on {provenance['devices']}",
     }
     return f"""## Provenance

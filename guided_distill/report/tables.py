@@ -114,8 +114,8 @@ def align(cells):
     )
 
 
-def speed_table(rows):
-    """Images per second of each model over all w, and the speed-up over the full teacher."""
+def speed_table(rows, what="images"):
+    """Samples per second of each model over all w, and the speed-up over the full teacher."""
     rates = {}
     for row in rows:
         rates.setdefault((row["model"], row["num_steps"], row["network_calls"]), []).append(
@@ -129,7 +129,7 @@ def speed_table(rows):
             mean.items(), key=lambda item: line_order(*item[0][:2])
         )
     ]
-    return align([["model", "N", "calls", "images/s", "speed-up"], *body])
+    return align([["model", "N", "calls", f"{what}/s", "speed-up"], *body])
 
 
 def translation_table(rows):

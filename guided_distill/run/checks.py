@@ -1,5 +1,6 @@
 """What is asked of a stage's folder, and of its teacher's, before anything is trained there."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from guided_distill.distill.distillations import ALGORITHMS, ENCODER
@@ -79,22 +80,43 @@ def check_teacher(stage, teacher, source):
 def check_models(config, teacher, dataset):
     """Refuses data, rounds and weights that a teacher's `Model` cannot take, before any compute."""
     if teacher.sample_shape != dataset.image_shape:
+        way_out = ": data.image_size and data.channels make images fit" if dataset.pictures else ""
         raise UserError(
             f"{config.teacher.path} takes samples of {list(teacher.sample_shape)}, but "
-            f"{dataset.name} has {list(dataset.image_shape)}: data.image_size and data.channels "
-            "make images fit"
+            f"{dataset.name} has {list(dataset.image_shape)}{way_out}"
         )
     check_times(config, teacher.schedule)
-    null = teacher.conditioning.null
-    if null is None:
-        if tuple(config.w_range) != (0.0, 0.0):
-            raise UserError(
-                f"{config.teacher.path} is not guided: w_range and evaluation.w must be (0.0, 0.0) "
-                f"and (0.0,), got w_range {tuple(config.w_range)}"
-            )
-        return
-    if isinstance(null, dict):
-        check_labels_fit(null, dataset, config.teacher.path)
+    if teacher.bound is None:
+        check_no_clip(config)
+    null, path = teacher.conditioning.null, config.teacher.path
+    if teacher.conditioning.example is not None:
+        check_conditioning(teacher.conditioning.example, dataset, path)
+    elif dataset.num_classes is None:
+        raise UserError(
+            f"{path} is conditioned on class labels, but {dataset.name} has "
+            f"{_names(dataset.example[1])}"
+        )
+    if null is None and tuple(config.w_range) != (0.0, 0.0):
+        raise UserError(
+            f"{path} is not guided: w_range and evaluation.w must be (0.0, 0.0) "
+            f"and (0.0,), got w_range {tuple(config.w_range)}"
+        )
+    if isinstance(null, dict) and dataset.num_classes is not None:
+        check_null_label(null, dataset, path)
+    if dataset.null is not None:
+        check_null(null, dataset, path)
+
+
+def check_no_clip(config):
+    """Refuses rounds that clip a teacher whose x has no bound."""
+    for name in config.distillations:
+        section, rounds = settings.rounds_of(config, name)
+        for k, one_round in enumerate(rounds):
+            if one_round["clip_teacher"]:
+                raise UserError(
+                    f"{section}.rounds[{k}].clip_teacher is True, but {config.teacher.path} has no "
+                    "bound to clip to: set it to False"
+                )
 
 
 def check_times(config, schedule):
@@ -117,14 +139,73 @@ def check_times(config, schedule):
                 )
 
 
-def check_labels_fit(null, dataset, path):
-    """Refuses labels that are not what an imported model is conditioned on."""
-    labels = [name for name, value in null.items() if np.issubdtype(value.dtype, np.integer)]
-    if len(null) != 1 or len(labels) != 1 or null[labels[0]].shape:
-        names = ", ".join(f"{name} {list(value.shape)}" for name, value in null.items())
-        raise UserError(f"{path} is conditioned on {names}, but {dataset.name} has class labels")
-    if 0 <= null[labels[0]] < dataset.num_classes:
+def check_conditioning(takes, dataset, path):
+    """Refuses data that are conditioned on something else than an imported model.
+
+    Args:
+      takes: `{name: jax.ShapeDtypeStruct}` of one example of the model's conditioning.
+      dataset: `Dataset`.
+      path: of the model.
+    """
+    has = dataset.example[1]
+    if not isinstance(has, dict):
+        if not takes and dataset.num_classes == 1:
+            return
+        if len(takes) != 1 or kind_of(next(iter(takes.values()))) != kind_of(has):
+            raise UserError(
+                f"{path} is conditioned on {_names(takes)}, but {dataset.name} has class labels"
+            )
+        return
+    for name in [*takes, *has]:
+        if name not in has or name not in takes:
+            lacks, holds = (dataset.name, path) if name in takes else (path, dataset.name)
+            raise UserError(
+                f"conditioning '{name}' of {holds} is missing in {lacks}: the model takes "
+                f"{_names(takes)}, the data have {_names(has)}"
+            )
+        if kind_of(takes[name]) != kind_of(has[name]):
+            raise UserError(
+                f"conditioning '{name}': {path} takes {_words(takes[name])} an example, but "
+                f"{dataset.name} has {_words(has[name])}"
+            )
+
+
+def kind_of(one):
+    """Shape of one example and kind of its numbers: halves and int64 are as good as 32 bits."""
+    kinds = (np.floating, np.integer, np.bool_)
+    return tuple(one.shape), [jnp.issubdtype(one.dtype, kind) for kind in kinds]
+
+
+def _names(specs):
+    return ", ".join(f"{name} {list(one.shape)}" for name, one in specs.items()) or "nothing"
+
+
+def _words(one):
+    return f"{one.dtype} {list(one.shape)}"
+
+
+def check_null_label(null, dataset, path):
+    """Refuses a null of an imported model that is a class of the data."""
+    ((name, value),) = null.items()
+    if 0 <= value < dataset.num_classes:
         raise UserError(
-            f"{path} has the null {labels[0]} {null[labels[0]]}, which is a class of "
-            f"{dataset.name} (0 to {dataset.num_classes - 1})"
+            f"{path} has the null {name} {value}, which is a class of {dataset.name} "
+            f"(0 to {dataset.num_classes - 1})"
         )
+
+
+def check_null(null, dataset, path):
+    """Refuses a null conditioning of the data that is not the model's."""
+    if null is None:
+        raise UserError(
+            f"{dataset.name} says what is null, but {path or 'the model'} is not guided: import it "
+            "with `null`, or remove the data's null"
+        )
+    if not isinstance(null, dict) or set(null) != set(dataset.null):
+        null = dict.fromkeys(dataset.null, null)
+    for name, value in dataset.null.items():
+        if not np.allclose(np.asarray(value, np.float32), np.asarray(null[name], np.float32)):
+            raise UserError(
+                f"the null '{name}' of {dataset.name} is not that of {path or 'the model'}: they "
+                "must agree, or remove the data's"
+            )

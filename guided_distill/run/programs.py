@@ -4,7 +4,6 @@ import functools
 import zlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from guided_distill.distill.distillations import ALGORITHMS
@@ -34,7 +33,7 @@ class StagePrograms:
       config: a checked ConfigDict.
       mesh: the devices.
       models: (teacher, student), `Model`s as of `make_models`.
-      example: one (x, conditioning) of the data, as shapes, as of `image_example`.
+      example: one (x, conditioning) of the data, as shapes: `Dataset.example`.
     """
 
     def __init__(self, config, mesh, models, example):
@@ -187,12 +186,6 @@ def make_models(config, image_shape, num_classes, teacher=None):
         remat=config.memory.remat,
     )
     return make_model(knows_w=False, dropout=config.teacher.dropout), make_model(knows_w=True)
-
-
-def image_example(image_shape):
-    """One labelled image as shapes."""
-    image = jax.ShapeDtypeStruct(tuple(image_shape), jnp.uint8)
-    return image, jax.ShapeDtypeStruct((), jnp.int32)
 
 
 def kind_of(stage):

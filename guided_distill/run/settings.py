@@ -58,7 +58,7 @@ RULES = {
     "seed": SEED,
     "data.name": Rule(
         lambda v: isinstance(v, str) and bool(re.fullmatch(r"[\w./:+-]+", v)),
-        "digits, folder, idx, npz, or a data set of TensorFlow Datasets",
+        "digits, folder, idx, npz, arrays, or a data set of TensorFlow Datasets",
     ),
     "data.path": PATH,
     "data.labels": PATH,
@@ -276,6 +276,7 @@ def check_together(config):
 
 def check_data(config, dataset):
     """Checks a config against the shapes and classes of its data set, before any is decoded."""
+    check_what_is_learnt(config, dataset)
     if not config.teacher.path:
         check_model(config.model, dataset.image_shape)
     for label in sum(map(tuple, config.evaluation.translations), ()):
@@ -288,6 +289,33 @@ def check_data(config, dataset):
         raise UserError(
             f"{dataset.name} has one class, so guidance has nothing to tell apart: w_range and "
             f"evaluation.w must be (0.0, 0.0) and (0.0,), got w_range {tuple(config.w_range)}"
+        )
+
+
+def check_what_is_learnt(config, dataset):
+    """Refuses keys that mean nothing to data without classes, or to latents."""
+    has_classes = dataset.num_classes is not None
+    what = "latents" if not dataset.pictures else "pictures without classes"
+    if not (dataset.pictures and has_classes):
+        if not config.teacher.path:
+            raise UserError(
+                f"{dataset.name} holds {what}: the U-Net of the section model learns labelled "
+                "pictures; name an imported model with teacher.path"
+            )
+        for key in ("translations", "paper_report"):
+            if config.evaluation[key]:
+                raise UserError(
+                    f"evaluation.{key} needs labelled pictures, and {dataset.name} holds {what}: "
+                    f"leave it {'()' if key == 'translations' else 'False'}"
+                )
+    if not dataset.pictures and config.data.augmentations:
+        raise UserError(
+            f"data.augmentations turn and move pictures, and {dataset.name} holds latents: "
+            "leave it ()"
+        )
+    if not dataset.pictures and config.evaluation.inception:
+        raise UserError(
+            f"evaluation.inception looks at pictures, and {dataset.name} holds latents: leave it ''"
         )
 
 

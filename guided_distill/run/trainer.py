@@ -8,7 +8,7 @@ from guided_distill.data.batches import Batches
 from guided_distill.models.build import count_params
 from guided_distill.run import settings
 from guided_distill.run.checks import check_parent, check_settings, check_teacher
-from guided_distill.run.programs import StagePrograms, image_example
+from guided_distill.run.programs import StagePrograms
 from guided_distill.system import sharding
 from guided_distill.system.files import Damaged, write_json
 from guided_distill.system.progress import Progress, to_stderr
@@ -38,8 +38,7 @@ class Trainer:
         self.on_stage_end = on_stage_end
         self.dataset, self.source = dataset, dataset.train
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-        example = image_example(self.source.image_shape)
-        self.programs = StagePrograms(config, self.mesh, models, example)
+        self.programs = StagePrograms(config, self.mesh, models, dataset.example)
         self.updates_before, self.warned_of_metrics = 0, False
         self.newest = None  # The stage found or finished last, whose params are at hand.
 
@@ -163,6 +162,7 @@ class Trainer:
             "num_classes": self.source.num_classes,
             "class_names": list(self.dataset.class_names),
             "image_shape": list(self.source.image_shape),
+            "pictures": self.dataset.pictures,
             "updates": stage.optimization["num_updates"],
             "seed": self.config.seed,
             "parent": parent,

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 
+from guided_distill.data.pixels import widen
 from guided_distill.diffusion.samplers import (
     encode_ddim,
     sample_ancestral,
@@ -120,7 +121,7 @@ class Generator:
                 params,
                 z_1,
                 keys,
-                jax.tree.map(here, cond),
+                jax.tree.map(here, widen(cond)),
                 here(np.asarray(w, np.float32)),
                 np.int32(num_steps),
             )

@@ -1,9 +1,10 @@
 """Samples from a finished run, for programs, notebooks and the command line alike."""
 
+import functools
 import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from guided_distill.data.pixels import to_uint8
 from guided_distill.distill.distillations import DISTILLATIONS, choose_sampler
 from guided_distill.distill.ranges import check_distilled, check_w
 from guided_distill.errors import UserError, nearest
+from guided_distill.models.build import model_of
 from guided_distill.sampling.generator import Generators
 from guided_distill.system import sharding
 from guided_distill.system.files import local_path
@@ -29,6 +31,8 @@ CONTINUOUS = ("teacher", "step_one")  # models of any number of steps
 
 class Sampler:
     """A finished model with its sampler: `sampler(labels, w=2.0, seed=0)` -> images.
+
+    Of a model that is conditioned on something else, `sampler({"text": …, "pooled": …}, w=2.0)`.
 
         sampler = guided_distill.Sampler.load("runs/digits", num_steps=4)
         images = sampler([3, 5, 8], w=2.0, seed=0)
@@ -84,52 +88,82 @@ class Sampler:
 
     def __call__(
         self,
-        labels: Sequence[int | str],
+        cond: Any,
         w: float | Sequence[float] = 1.0,
         seed: int = 0,
         indices: Sequence[int] | None = None,
+        noise: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Images, `[n, H, W, C]` uint8; arguments and errors as in `draw`."""
-        return to_uint8(self.draw(labels, w, seed, indices))
+        """Images, `[n, H, W, C]` uint8, or latents, `[n, …]` float32, as the model was taught.
+
+        Arguments and errors as in `draw`.
+        """
+        x = self.draw(cond, w, seed, indices, noise)
+        return to_uint8(x) if self.draws_pictures else x
 
     def draw(
         self,
-        labels: Sequence[int | str],
+        cond: Any,
         w: float | Sequence[float] = 1.0,
         seed: int = 0,
         indices: Sequence[int] | None = None,
+        noise: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Samples, `[n, H, W, C]` float32 in [-1, 1].
+        """Samples, `[n, …]` float32: pictures in [-1, 1], or latents.
 
         Args:
-          labels: classes, `[n]`, as numbers or names.
+          cond: classes, `[n]`, as numbers or names; of a model that is conditioned on something
+            else, arrays by name, `{name: [n, …]}`, or the bare array where there is one name.
           w: guidance weight, or one each, `[n]`; 0 is unguided.
           seed: of the noise.
           indices: `[n]`, of the noise: equal indices see equal noise; None takes 0, …, n - 1.
+          noise: z_1 itself, `[n, …]`, in place of what seed and indices give; samplers that draw
+            noise on the way go on doing so by seed and indices.
 
         Raises:
-          UserError: where a label or a weight is none that the model knows.
+          UserError: where a label, a weight or a shape is none that the model knows.
         """
-        return self.draw_classes(read_labels(labels, self.record), w, seed, indices)
+        if self.record["num_classes"] is not None:
+            return self.draw_classes(read_labels(cond, self.record), w, seed, indices, noise)
+        several = [values for values in (indices, noise) if values is not None]
+        n, cond = read_arrays(cond, self._takes, n=len(several[0]) if several else None)
+        return self._draw(cond, n, w, seed, indices, noise)
 
-    def draw_classes(self, labels, w=1.0, seed=0, indices=None):
+    def draw_classes(self, labels, w=1.0, seed=0, indices=None, noise=None):
         """As `draw`, of classes by their place alone, 0 to num_classes − 1, a list."""
+        check_labels(self.record, labels)
+        return self._draw(np.asarray(labels, np.int32), len(labels), w, seed, indices, noise)
+
+    def _draw(self, cond, n, w, seed, indices, noise):
+        """As `draw`, of n samples whose conditioning is checked."""
         check_seed(seed)
-        w = one_each(w, len(labels), "w")  # Not float32 yet: 0.3 would lie above a range to 0.3.
-        check_request(self.record, np.unique(w).tolist(), labels)
-        indices = one_each(
-            np.arange(len(labels)) if indices is None else indices, len(labels), "indices"
-        )
-        if not labels:
-            return np.zeros((0, *self.record["image_shape"]), np.float32)
-        return self._generator(len(labels))(
+        w = one_each(w, n, "w")  # Not float32 yet: 0.3 would lie above a range to 0.3.
+        check_weights(self.record, np.unique(w).tolist())
+        indices = one_each(np.arange(n) if indices is None else indices, n, "indices")
+        shape = (n, *self.record["image_shape"])
+        if noise is not None and np.shape(noise) != shape:
+            raise UserError(f"`noise` must be {list(shape)}, got {list(np.shape(noise))}")
+        if not n:
+            return np.zeros(shape, np.float32)
+        return self._generator(n)(
             self._params,
-            cond=np.asarray(labels, np.int32),
+            cond=cond,
             w=w,
             indices=indices,
             num_steps=self.num_steps,
             seed=seed,
+            start=noise,
         )
+
+    @property
+    def draws_pictures(self) -> bool:
+        """Whether samples are pictures, and not latents."""
+        return self._stage.draws_pictures
+
+    @functools.cached_property
+    def _takes(self):
+        """`{name: jax.ShapeDtypeStruct}` of one example of what the model is conditioned on."""
+        return model_of(self._stage).conditioning.example or {}
 
     def _generator(self, n):
         """The generator of the smallest power of two that holds n samples."""
@@ -221,11 +255,46 @@ def check_seed(seed):
         raise UserError(f"`seed` must be an integer of 0 to {MAX_SEED}, got {seed!r}")
 
 
-def check_request(record, weights, labels):
-    """Refuses weights and labels that the stage was not trained for."""
+def read_arrays(cond, takes, n=None):
+    """(n, `{name: [n, …]}`) of conditioning that is given by name, or as one bare array.
+
+    Args:
+      cond: arrays by name, or one array; None or {} of a model that is conditioned on nothing.
+      takes: `{name: jax.ShapeDtypeStruct}` of one example.
+      n: samples where the conditioning does not say how many.
+
+    Raises:
+      UserError: naming what is missing, unknown or of another shape.
+    """
+    if not isinstance(cond, Mapping):
+        cond = {} if cond is None else {next(iter(takes), "conditioning"): cond}
+    words = ", ".join(f"{name} {['n', *one.shape]}" for name, one in takes.items()) or "nothing"
+    words = words.replace("'n'", "n")
+    for name in [*takes, *cond]:
+        if name not in cond or name not in takes:
+            what = "missing" if name in takes else f"unknown{nearest(name, takes)}"
+            raise UserError(f"conditioning '{name}' is {what}: the model takes {words}")
+    cond = {name: np.asarray(cond[name]) for name in takes}
+    lengths = {len(values) for values in cond.values() if values.ndim} or {n}
+    for name, values in cond.items():
+        if values.shape[1:] != takes[name].shape or not values.ndim or len(lengths) > 1:
+            raise UserError(
+                f"conditioning '{name}' is {list(values.shape)}: the model takes {words}"
+            )
+    if lengths == {None}:
+        raise UserError("the model is conditioned on nothing: `indices` say how many samples")
+    return lengths.pop(), cond
+
+
+def check_weights(record, weights):
+    """Refuses weights that the stage was not trained for."""
     w_range = record["w_range"] or (0.0, math.inf)  # The guided teacher takes any weight.
     for w in weights:
         check_w(w, w_range, what="w")
+
+
+def check_labels(record, labels):
+    """Refuses labels that the stage was not trained for."""
     for label in labels:
         if not 0 <= label < record["num_classes"]:
             raise UserError(f"labels must lie in 0 to {record['num_classes'] - 1}, got {label}")

@@ -101,6 +101,12 @@ class FinishedStage:
         """Whether it was trained elsewhere and imported."""
         return "imported_from" in self.record
 
+    @property
+    def draws_pictures(self):
+        """Whether its samples are pictures in [-1, 1], and not latents."""
+        is_bounded = self.record.get("model", {"bound": 1.0})["bound"] is not None
+        return self.record.get("pictures", is_bounded)
+
     def parent_folder(self):
         """`StageFolder` of the stage that was this one's teacher, None for the first."""
         parent = self.record["parent"]

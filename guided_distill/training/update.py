@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from guided_distill.data.augment import augment
-from guided_distill.data.pixels import to_float
+from guided_distill.data.pixels import as_learnt, widen
 from guided_distill.distill.algorithms import split_keys, step_one_loss, teacher_loss
 from guided_distill.models.model import clip_prediction
 from guided_distill.training.gradient import batch_gradient
@@ -57,11 +57,11 @@ def make_update(
 
     Returns:
       A `CompiledUpdate`; `state` is donated, `given` a `Given`, `batch` (x, cond): `[B, H, W, C]`
-      uint8 images or float32 latents, and conditioning with leading axis B.
+      uint8 images or latents of any float, and conditioning with leading axis B.
     """
 
     def update(state, given, batch):
-        x, cond = batch
+        x, cond = batch[0], widen(batch[1])
         x = prepare(x, given.key, state.update, augmentations)
         keys = example_keys(given.key, state.update, x.shape[0])
 
@@ -159,7 +159,7 @@ def apply_gradient(state, loss, grads, optimizer, learning_rate, ema_decay):
 
 def prepare(x, stage_key, update, augmentations):
     """What an update learns from: uint8 images become float32 in [-1, 1]; both are augmented."""
-    x = to_float(x) if x.dtype == jnp.uint8 else x
+    x = as_learnt(x)
     own_key = jax.random.fold_in(stage_key, zlib.crc32(b"augmentations"))
     return augment(x, example_keys(own_key, update, x.shape[0]), augmentations)
 
