@@ -1,9 +1,13 @@
 """Distillation of classifier-free-guided diffusion models."""
 
 import importlib
+import types
 from typing import TYPE_CHECKING
 
+import guided_distill.distill
+
 if TYPE_CHECKING:
+    from guided_distill.jobs.distill import distill as distill
     from guided_distill.jobs.train import train as train
     from guided_distill.models.importing import import_torch as import_torch
     from guided_distill.models.model import Model as Model
@@ -28,3 +32,14 @@ def __getattr__(name):
 
 def __dir__():
     return sorted([*globals(), *HOMES])
+
+
+class _Distill(types.ModuleType):
+    """The folder of the algorithms, which is the public function of its name as well."""
+
+    def __call__(self, *args, **kwargs):
+        """`guided_distill.jobs.distill.distill`, imported when first called."""
+        return importlib.import_module(f"{__name__}.jobs.distill").distill(*args, **kwargs)
+
+
+guided_distill.distill.__class__ = _Distill

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from guided_distill.diffusion.schedule import cosine_schedule
+from guided_distill.errors import UserError
 from guided_distill.models.imported import imported_model
 from guided_distill.models.model import Conditioning, Model
 from guided_distill.models.unet import UNet
@@ -64,10 +65,29 @@ def wrap_network(network, *, image_shape, prediction, schedule):
     )
 
 
+HELD = {}  # (teacher, student) of models that are functions of this process, by their record's name
+
+
+def hold_models(name, models):
+    """Keeps the (teacher, student) that records of the name stand for: no file can."""
+    HELD[name] = models
+
+
 def model_of(stage):
-    """The `Model` of a `FinishedStage`, of our U-Net's or of an imported graph's."""
+    """The `Model` of a `FinishedStage`: our U-Net's, an imported graph's or a function's.
+
+    Raises:
+      UserError: where it is a function, and this process was not given it.
+    """
     record = stage.record
     knows_w = record["stage"] != "teacher"
+    if "held" in record:
+        if record["held"] not in HELD:
+            raise UserError(
+                f"the model of {stage.path} is a function: call guided_distill.distill with it "
+                "first, in the same program"
+            )
+        return HELD[record["held"]][knows_w]
     if "model" in record:
         dtype = record["config"]["model"].get("dtype", "float32")
         return imported_model(record["model"], stage.path, knows_w=knows_w, dtype=dtype)

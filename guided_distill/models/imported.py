@@ -85,6 +85,9 @@ def imported_model(description, folder, *, knows_w, dtype="float32", remat="none
         knows_w=knows_w,
         bound=description["bound"],
         raw=network.raw,
+        with_w=functools.partial(
+            imported_model, description, folder, knows_w=True, dtype=dtype, remat=remat
+        ),
     )
 
 

@@ -23,6 +23,7 @@ from guided_distill.system.workdir import (
     GRAPH_FILE,
     IMPORTED_FILE,
     PARAMS_FILE,
+    imported_record,
 )
 
 LAYOUTS = ("NCHW", "NHWC")
@@ -362,29 +363,16 @@ def _record(description, w_range, name):
     """What `model.json` says: what the record of a finished stage does, and its `model`."""
     knows_w = description["inputs"]["w"] is not None and not description["is_guided"]
     schedule = _in_short(description["schedule"])
-    return {
-        "imported_from": name,
-        "name": "step_one" if knows_w else "teacher",
-        "stage": "step_one" if knows_w else "teacher",
-        "algorithm": None,
-        "num_steps": None,
-        "factor": None,
-        "w_range": list(w_range) if w_range else None,
-        "schedule": schedule,
-        "parameterization": description["prediction"],
-        "model": description,
-        "config": {"model": {}, "schedule": schedule},
-        "data": None,
-        "data_sha256": None,
-        "num_classes": None,
-        "class_names": [],
-        "image_shape": description["sample_shape"],
-        "updates": 0,
-        "seed": None,
-        "seconds": 0.0,
-        "parent": None,
-        "parent_sha256": None,
-    }
+    record = imported_record(
+        name,
+        schedule=schedule,
+        prediction=description["prediction"],
+        sample_shape=description["sample_shape"],
+        model={},
+    )
+    if knows_w:
+        record |= {"name": "step_one", "stage": "step_one"}
+    return record | {"model": description, "w_range": list(w_range) if w_range else None}
 
 
 def _in_short(spec):

@@ -78,6 +78,8 @@ class Model:
       knows_w: whether it is conditioned on w; where not, it is given None.
       bound: of x's values, 1 for images; None for none, as of latents.
       raw: of an imported module, `(params, {input: [B, …]}) -> its own output`.
+      with_w: of an imported module, makes the same conditioned on w.
+      folder: that it was loaded from; None of a function.
     """
 
     apply: Callable[..., jax.Array]
@@ -89,6 +91,8 @@ class Model:
     knows_w: bool = False
     bound: float | None = 1.0
     raw: Callable[..., jax.Array] | None = None
+    with_w: Callable[[], "Model"] | None = None
+    folder: pathlib.Path | None = None
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> tuple["Model", Params]:
@@ -100,7 +104,7 @@ class Model:
         from guided_distill.models.build import model_of
 
         stage = StageFolder(local_path(folder, "`folder`")).finished()
-        return model_of(stage), stage.params
+        return dataclasses.replace(model_of(stage), folder=stage.path), stage.params
 
     def denoiser(
         self, params: Params, cond: Any, dropout_keys: jax.Array | None = None

@@ -89,8 +89,11 @@ def check_models(config, teacher, dataset):
     if teacher.bound is None:
         check_no_clip(config)
     null, path = teacher.conditioning.null, config.teacher.path
-    if teacher.conditioning.example is not None:
-        check_conditioning(teacher.conditioning.example, dataset, path)
+    takes = teacher.conditioning.example
+    if takes is None and isinstance(null, dict):
+        takes = {name: jnp.asarray(value) for name, value in null.items()}
+    if takes is not None:
+        check_conditioning(takes, dataset, path)
     elif dataset.num_classes is None:
         raise UserError(
             f"{path} is conditioned on class labels, but {dataset.name} has "

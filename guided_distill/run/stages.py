@@ -64,7 +64,7 @@ def plan_stages(config, teacher=None):
     plain = settings.to_plain(config)
     shared = {key: plain[key] for key in SHARED_SETTINGS}
     shared["data"] = {key: plain["data"][key] for key in SHARED_DATA_SETTINGS}
-    if teacher is not None and "model" in teacher.record:
+    if teacher is not None and teacher.is_brought:
         shared |= {key: teacher.record["config"][key] for key in ("model", "schedule")}
         shared["model"] = shared["model"] | {"dtype": plain["model"]["dtype"]}
     optimization = {key: value for key, value in plain["teacher"].items() if key != "path"}

@@ -143,8 +143,10 @@ class Trainer:
             seconds = checkpoints.seconds
         parent = teacher and folder.path_to(teacher)
         record = self.record(stage, parent, seconds) | origin
-        if teacher and "model" in teacher.record:
-            record["model"] = teacher.record["model"]
+        if teacher and teacher.is_brought:
+            record |= {
+                key: teacher.record[key] for key in ("model", "held") if key in teacher.record
+            }
         self.newest = folder.finish(sharding.to_host(state.final_params), record)
 
     def record(self, stage, parent, seconds):

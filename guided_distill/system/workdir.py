@@ -65,6 +65,40 @@ def check_finite(params, what):
         raise UserError(f"{what} is not finite: the model has diverged; lower its learning_rate")
 
 
+def imported_record(name, *, schedule, prediction, sample_shape, model):
+    """The record of a teacher that was not trained here.
+
+    Args:
+      name: of what it was, for people.
+      schedule: plain JSON that tells it from others.
+      prediction: as of `Model`.
+      sample_shape: of one x, a list.
+      model: plain JSON that tells its network from others.
+    """
+    return {
+        "imported_from": name,
+        "name": "teacher",
+        "stage": "teacher",
+        "algorithm": None,
+        "num_steps": None,
+        "factor": None,
+        "w_range": None,
+        "schedule": schedule,
+        "parameterization": prediction,
+        "config": {"model": model, "schedule": schedule},
+        "data": None,
+        "data_sha256": None,
+        "num_classes": None,
+        "class_names": [],
+        "image_shape": sample_shape,
+        "updates": 0,
+        "seed": None,
+        "seconds": 0.0,
+        "parent": None,
+        "parent_sha256": None,
+    }
+
+
 class FinishedStage:
     """A stage that is trained: what it is, and its parameters.
 
@@ -87,7 +121,7 @@ class FinishedStage:
           UserError: where they cannot be read now, or are not finite.
         """
         sha256 = self.record["params_sha256"]
-        if self.is_imported:
+        if self.is_imported and "held" not in self.record:
             return read_tensors(self.path / PARAMS_FILE, sha256)
         try:
             params = load_params(self.path / "params", sha256)
@@ -98,8 +132,13 @@ class FinishedStage:
 
     @property
     def is_imported(self):
-        """Whether it was trained elsewhere and imported."""
+        """Whether it was trained elsewhere."""
         return "imported_from" in self.record
+
+    @property
+    def is_brought(self):
+        """Whether its network is not our U-Net: an imported graph or a function."""
+        return "model" in self.record or "held" in self.record
 
     @property
     def draws_pictures(self):
