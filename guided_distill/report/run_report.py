@@ -122,6 +122,7 @@ def terminal_summary(results):
     provenance = results["provenance"]
     n = rows[0]["n"]
     translated = ["Style transfer of held-out pictures", translation_table(translations), ""]
+    doubts = "".join(f"; {words}" for words in [feature_words(provenance)] if words)
     known = ""
     if provenance["classifier"]:
         known = f"; classifier {provenance['classifier_accuracy']:.1%} right on held-out data"
@@ -129,7 +130,7 @@ def terminal_summary(results):
         [
             chance_words(rows, provenance),
             f"{distance_name(provenance, n)} to {provenance['data']} on {provenance['features']} "
-            f"(n = {n}{known}){feature_words(provenance)}; lower is better, * is the best",
+            f"(n = {n}{known}){doubts}; lower is better, * is the best",
             star_best(table(rows, "fid", 2)),
             "",
             "Same-noise RMSE to the full teacher; lower is better",
@@ -180,7 +181,7 @@ def distance_words(provenance, n):
     size = f"{reference['n']:,} {what}" if "n" in reference else f"{reference['file']}"
     on = f"To {size}, on {provenance['features']}; n = {n:,} samples in every row."
     if feature_words(provenance):
-        on += f" {feature_words(provenance)[2:].capitalize()}."
+        on += f" {feature_words(provenance).capitalize()}."
     elif not on_inception(provenance):
         on += (
             " The features are those of a classifier trained on the same data, not Inception's: "
@@ -192,12 +193,12 @@ def distance_words(provenance, n):
 
 
 def feature_words(provenance):
-    """What features that were not learnt say, after a semicolon; '' of those that were."""
+    """How far features that were not learnt can be trusted; '' of those that were."""
     if not of_pictures(provenance):
-        return "; no decoder was given: compare rows only"
+        return "no decoder was given: compare rows only"
     if provenance["features"].startswith("random-features"):
         return (
-            "; features of a network that learnt nothing, for there are no classes: compare rows "
+            "features of a network that learnt nothing, for there are no classes: compare rows "
             "only (evaluation.inception gives distances that mean more)"
         )
     return ""
