@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,11 +25,20 @@ class Conditioning:
     Attributes:
       null: one example of it, without that axis, that means none: the number after the last
         class, the embedding of an empty prompt; None of a model that is not guided.
-      example: one example by name, `{name: jax.ShapeDtypeStruct}`; None where it is one label.
+      example: one example by name, `{name: jax.ShapeDtypeStruct}`; None where it is one label,
+        or as the null says.
     """
 
     null: Any
     example: dict[str, jax.ShapeDtypeStruct] | None = None
+
+    @property
+    def takes(self) -> dict[str, jax.ShapeDtypeStruct] | None:
+        """What one example is, by name; None where it is one label."""
+        if self.example is None and isinstance(self.null, Mapping):
+            arrays = {name: jnp.asarray(value) for name, value in self.null.items()}
+            return {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in arrays.items()}
+        return self.example
 
     def nulls(self, cond: Any) -> Any:
         """As many nulls as `cond` has examples, in its structure and dtypes."""

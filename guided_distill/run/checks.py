@@ -89,9 +89,7 @@ def check_models(config, teacher, dataset):
     if teacher.bound is None:
         check_no_clip(config)
     null, path = teacher.conditioning.null, config.teacher.path
-    takes = teacher.conditioning.example
-    if takes is None and isinstance(null, dict):
-        takes = {name: jnp.asarray(value) for name, value in null.items()}
+    takes = teacher.conditioning.takes
     if takes is not None:
         check_conditioning(takes, dataset, path)
     elif dataset.num_classes is None:

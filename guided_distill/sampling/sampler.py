@@ -163,7 +163,7 @@ class Sampler:
     @functools.cached_property
     def _takes(self):
         """`{name: jax.ShapeDtypeStruct}` of one example of what the model is conditioned on."""
-        return model_of(self._stage).conditioning.example or {}
+        return model_of(self._stage).conditioning.takes or {}
 
     def _generator(self, n):
         """The generator of the smallest power of two that holds n samples."""
