@@ -211,6 +211,13 @@ def test_a_graph_runs_where_pytorch_is_not(exported, tmp_path):
     assert error_of(read_tensors(tmp_path / "output.safetensors")["output"], theirs) < TOLERANCE
 
 
+def test_tensors_are_readable_as_any_file_is(tmp_path):
+    (tmp_path / "plain").touch()
+    write_tensors(tmp_path / "a.safetensors", {"a": np.ones(3)})
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 def test_half_precision_becomes_float32():
     class Half(nn.Module):
         def __init__(self):

@@ -34,6 +34,7 @@ DIGITS_VARIANTS = (*PAPER_VARIANTS, "smoke", "full", "factor4")
         *((name, (v,)) for name in ("cifar10.py", "imagenet64.py") for v in PAPER_VARIANTS),
         *(("fashion_mnist.py", (v,)) for v in (*PAPER_VARIANTS, "smoke", "cpu")),
         *(("folder.py", (v,)) for v in ("", "64", "128", "smoke")),
+        *(("imported.py", (v,)) for v in ("", "digits", "smoke")),
     ],
 )
 def test_every_config_is_right_and_every_key_has_a_rule(name, args):
@@ -42,7 +43,8 @@ def test_every_config_is_right_and_every_key_has_a_rule(name, args):
     rounds = {f"{name}.rounds" for name in settings.ROUND_SECTIONS}
     assert set(settings.flatten(config)) - rounds == set(settings.RULES)
     size = config.data.image_size or 32
-    settings.check_model(config.model, (size, size, 3) if name != "digits.py" else (8, 8, 1))
+    is_digits = config.data.name == "digits"
+    settings.check_model(config.model, (8, 8, 1) if is_digits else (size, size, 3))
 
 
 @pytest.mark.parametrize("name", ["digits.py", "cifar10.py", "imagenet64.py"])

@@ -18,7 +18,10 @@ def write_tensors(path, tensors):
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     tensors = {name: tensor.copy(order="C") for name, tensor in tensors.items()}
+    partial.touch()
+    mode = partial.stat().st_mode  # As of any file here; safetensors makes its own private.
     safetensors.numpy.save_file(tensors, partial, metadata={DIGEST: tree_sha256(tensors)})
+    partial.chmod(mode)
     os.replace(partial, path)
 
 
