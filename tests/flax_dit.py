@@ -32,9 +32,10 @@ class FlaxDiT(nn.Module):
         side, stride = height // self.patch, (self.patch, self.patch)
         x = nn.Conv(self.width, stride, stride, padding="VALID", name="patches")(z)
         x = x.reshape(batch, side * side, self.width) + positions(side, self.width)[None]
+        added = [0.0] * self.depth if w is None else WBranch(self.depth, name="w_branch")(w)
         first = None
         for i in range(self.depth):
-            emb = Embedding(self.num_classes, self.width, name=f"emb_{i}")(time, labels, w)
+            emb = Embedding(self.num_classes, self.width, name=f"emb_{i}")(time, labels, added[i])
             first = emb if first is None else first
             x = Block(self.heads, name=f"block_{i}")(x, emb)
         shift, scale = split(nn.Dense(2 * self.width, name="film")(nn.silu(first)), 2)
@@ -44,6 +45,20 @@ class FlaxDiT(nn.Module):
         return x[..., :channels]
 
 
+class WBranch(nn.Module):
+    """What w adds to the features of the time, `[B, NUM_FEATURES]` for each block."""
+
+    depth: int
+
+    @nn.compact
+    def __call__(self, w):
+        zeros, told = nn.initializers.zeros, slow_features(w)
+        project = lambda i: nn.Dense(  # noqa: E731
+            NUM_FEATURES, use_bias=False, kernel_init=zeros, name=f"emb_{i}"
+        )
+        return [project(i)(told) for i in range(self.depth)]
+
+
 class Embedding(nn.Module):
     """Of the time, the class and w, `[B, width]`."""
 
@@ -51,12 +66,8 @@ class Embedding(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, time, labels, w):
-        told = sinusoids(time, NUM_FEATURES, low=1e-4, high=1.0)
-        if w is not None:
-            kernel = nn.initializers.zeros
-            project = nn.Dense(NUM_FEATURES, use_bias=False, kernel_init=kernel, name="w_branch")
-            told += project(slow_features(w))
+    def __call__(self, time, labels, added):
+        told = sinusoids(time, NUM_FEATURES, low=1e-4, high=1.0) + added
         emb = nn.Dense(self.width)(nn.silu(nn.Dense(self.width)(told)))
         return emb + nn.Embed(self.num_classes + 1, self.width)(labels)
 
@@ -100,14 +111,13 @@ def flax_dit_models(imported, **settings):
     tell = tell_time({"kind": "index", "scale": 1.0}, imported.schedule)
 
     def apply(params, z, logsnr, labels, w, dropout_keys):
-        return network.apply(params, z, tell(logsnr), labels, w)
+        return network.apply({"params": params}, z, tell(logsnr), labels, w)
 
     def make(knows_w):
         def init(key):
             one, label = jnp.zeros(1), jnp.zeros(1, jnp.int32)
             z = jnp.zeros((1, *imported.sample_shape))
-            params = network.init(key, z, one, label, one if knows_w else None)["params"]
-            return {"params": params}
+            return network.init(key, z, one, label, one if knows_w else None)["params"]
 
         return Model(
             apply=apply,

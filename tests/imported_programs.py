@@ -1,15 +1,17 @@
 """Updates of imported networks, by the programs of a run."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import SMALL
 
 from guided_distill.run.programs import StagePrograms, given_of, make_models
 from guided_distill.run.settings import load_config
 from guided_distill.run.stages import first_teacher, plan_stages
 from guided_distill.system import sharding
 
+SMALL = pathlib.Path(__file__).with_name("small.py")
 NUM_CLASSES = 10
 KINDS = ("step_one", "step_two")  # Algorithm 1, and the first round by Algorithm 2
 

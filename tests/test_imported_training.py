@@ -13,14 +13,15 @@ from numpy.testing import assert_array_equal
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from flax_dit import flax_dit_models  # noqa: E402
-from imported_programs import KINDS, NUM_CLASSES, programs_of, updated  # noqa: E402
+from imported_programs import KINDS, NUM_CLASSES, SMALL, programs_of, updated  # noqa: E402
 from test_importing import ROLES, bring_anew, draw  # noqa: E402
 from test_training import mesh_of  # noqa: E402
 from torch_networks import network  # noqa: E402
 
-from guided_distill.jobs.compile_check import find_devices  # noqa: E402
+from guided_distill.jobs import compile_check  # noqa: E402
 from guided_distill.models.build import count_params  # noqa: E402
 from guided_distill.models.imported import imported_model  # noqa: E402
+from guided_distill.run.settings import load_config  # noqa: E402
 from guided_distill.system.sharding import make_mesh  # noqa: E402
 from guided_distill.system.workdir import StageFolder  # noqa: E402
 from guided_distill.training.program import shard_bytes  # noqa: E402
@@ -164,7 +165,7 @@ def test_remat_keeps_less_for_the_backward_pass(folders):
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
 def test_remat_takes_less_temporary_memory(folders):
     """By the TPU's compiler: that of the CPU makes one of what is computed twice."""
-    mesh = make_mesh(1, 1, find_devices("v5e:2x4")[:1])
+    mesh = make_mesh(1, 1, compile_check.find_devices("v5e:2x4")[:1])
     taken = {}
     for remat in ("none", "full"):
         settings = dict(memory__remat=remat, step_two__batch_size=64)
@@ -201,3 +202,17 @@ def test_an_imported_update_costs_what_a_handwritten_one_does(folders):
     assert count[0] == count[1]
     flops = [p.program(stages["step_two"]).flops for p in (programs, handwritten)]
     assert flops[0] <= 1.02 * flops[1], flops
+
+
+def test_compile_check_says_what_each_update_of_an_imported_model_takes(folders, capsys):
+    config = load_config(str(SMALL))
+    config.teacher.path = str(folders("dit"))
+    config.model.dtype = "bfloat16"
+    config.memory.remat = "full"
+    config.mesh.fsdp = 2
+    request = compile_check.Request(config, image_shape=(8, 8, 4), num_classes=NUM_CLASSES)
+    assert compile_check.run(request) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "mesh data 4 x fsdp 2" in said[0] and said[-1] == "all compile and fit"
+    updates = [line.split("|")[1].strip() for line in said[3:-1]]
+    assert updates == ["step_one", "step_two/deterministic/0004"]
