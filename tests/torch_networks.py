@@ -84,6 +84,16 @@ def dit():
     return module, dict(hidden_states=draw(4, 8, 8), timestep=TIMES, class_labels=labels)
 
 
+def dit_deep():
+    """Not so tiny: 4 blocks of width 128 over 64 patches."""
+    module = class_of("diffusers", "DiTTransformer2DModel")(
+        num_attention_heads=4, attention_head_dim=32, in_channels=4, out_channels=8, num_layers=4,
+        sample_size=16, patch_size=2, num_embeds_ada_norm=10,
+    )  # fmt: skip
+    labels = torch.tensor([3, 10])
+    return module, dict(hidden_states=draw(4, 16, 16), timestep=TIMES, class_labels=labels)
+
+
 def sd3():
     module = class_of("diffusers", "SD3Transformer2DModel")(
         sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8,

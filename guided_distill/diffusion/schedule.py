@@ -80,9 +80,12 @@ def flow_sigma(logsnr):
 
 
 def nearest_index(logsnr, logsnrs):
-    """Index of each λ, `[B]`, in the table `logsnrs`, `[T + 1]`, as discrete networks are told."""
+    """Index of each λ, `[B]`, in the table `logsnrs`, `[T + 1]`, as discrete networks are told.
+
+    Counted, as `jnp.searchsorted` does not run on a device's part of a batch (JAX 0.10).
+    """
     midpoints = 0.5 * (logsnrs[1:] + logsnrs[:-1])
-    return jnp.searchsorted(-midpoints, -jnp.asarray(logsnr, jnp.float32))
+    return jnp.sum(midpoints[None, :] > jnp.asarray(logsnr, jnp.float32)[:, None], axis=1)
 
 
 def draw_uniform(keys, low, high):

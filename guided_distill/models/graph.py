@@ -5,6 +5,7 @@ under their PyTorch names. float64, float16 and bfloat16 have become float32, an
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from guided_distill.models.nodes import (
     refs_of,
 )
 from guided_distill.models.operations.table import OPERATIONS
+from guided_distill.models.segments import segments_of
 from guided_distill.system.files import read_json, write_json
 
 FORMAT = 1  # of the JSON file
@@ -55,7 +57,7 @@ class Graph:
         """Names of the parameters that training moves."""
         return tuple(name for name, spec in self.params.items() if spec.trainable)
 
-    def run(self, params, inputs, *, add_to_input=None):
+    def run(self, params, inputs, *, add_to_input=None, precision=None, remat=None):
         """The output at any batch size; pure, to be differentiated, jitted and vmapped.
 
         Args:
@@ -63,6 +65,8 @@ class Graph:
           inputs: `{name: [B, …]}` of `self.inputs`; cast to their dtypes.
           add_to_input: `{node: [B, width]}` that is added to the first argument of that node,
             alike along the axes between.
+          precision: `Precision`; None computes all in float32.
+          remat: policy of `jax.checkpoint` for each of `segments_of` the nodes; None keeps all.
 
         Raises:
           UserError: where an input is missing, unknown or of another shape, where no node has such
@@ -71,10 +75,9 @@ class Graph:
         add = add_to_input or {}
         _check_names("a node to add to", add, {node.name for node in self.nodes})
         inputs = self._bind(inputs)
+        run = functools.partial(self._run_nodes, params, precision=precision, remat=remat)
         with jax.numpy_rank_promotion("allow"):  # PyTorch broadcasts by ranks.
-            if self.row_by_row:
-                return jax.vmap(lambda *row: self._run_row(params, *row))(inputs, add)
-            return self._run_nodes(params, inputs, add)
+            return jax.vmap(_of_row(run))(inputs, add) if self.row_by_row else run(inputs, add)
 
     def find_sites(self, time_input):
         """Names of the linear nodes that are fed by an embedding of the time, in order.
@@ -131,16 +134,20 @@ class Graph:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is no graph, or damaged ({error!r})"[:200]) from error
 
-    def _run_nodes(self, params, inputs, add):
+    def _run_nodes(self, params, inputs, add, *, precision, remat):
         values = {Ref(PARAM, name): params[name] for name in self.params}
         values |= {Ref(INPUT, name): value for name, value in inputs.items()}
-        for node in self.nodes:
-            values[Ref(NODE, node.name)] = _evaluate(node, values, add.get(node.name))
-        return values[self.output]
 
-    def _run_row(self, params, inputs, add):
-        inputs, add = jax.tree.map(lambda row: row[None], (inputs, add))
-        return self._run_nodes(params, inputs, add)[0]
+        def evaluate(node, values):
+            values[Ref(NODE, node.name)] = _evaluate(node, values, add.get(node.name), precision)
+
+        if remat is None:
+            for node in self.nodes:
+                evaluate(node, values)
+        else:
+            for segment in segments_of(self):
+                segment.run(evaluate, values, policy=remat)
+        return values[self.output]
 
     def _bind(self, inputs):
         """The inputs, checked against their specs and cast."""
@@ -155,13 +162,25 @@ class Graph:
         return {name: inputs[name].astype(spec.dtype) for name, spec in self.inputs.items()}
 
 
-def _evaluate(node, values, added):
-    """A node's value; `added` goes onto its first argument."""
+def _of_row(run):
+    """A function of arrays `[B, …]` given one row of each."""
+
+    def run_row(*rows):
+        return run(*jax.tree.map(lambda row: row[None], rows))[0]
+
+    return run_row
+
+
+def _evaluate(node, values, added, precision):
+    """A node's value; `added` goes onto its first argument, in the dtype of that."""
     args, kwargs = _resolve(list(node.args), values), _resolve(node.kwargs, values)
     if added is not None:
-        args[0] = args[0] + _laid_along(added, args[0].ndim)
+        args[0] = args[0] + _laid_along(added, args[0].ndim).astype(args[0].dtype)
+    rule = OPERATIONS[node.operation]
     try:
-        return OPERATIONS[node.operation](*args, **kwargs)
+        if precision is not None:
+            return precision.evaluate(node, rule, args, kwargs)
+        return rule(*args, **kwargs)
     except (IndexError, NotImplementedError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{node.name} ({node.operation}): {reason}") from error

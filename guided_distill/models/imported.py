@@ -22,6 +22,7 @@ from guided_distill.errors import UserError, nearest
 from guided_distill.models.embeddings import sinusoids
 from guided_distill.models.graph import Graph
 from guided_distill.models.model import Conditioning, Model
+from guided_distill.models.precision import plan_precision
 from guided_distill.models.unet import REMAT_POLICIES
 from guided_distill.system.tensors import read_tensors
 from guided_distill.system.workdir import CONSTANTS_FILE, GRAPH_FILE
@@ -53,7 +54,7 @@ def imported_model(description, folder, *, knows_w, dtype="float32", remat="none
       description: `model` of its record.
       folder: that holds its graph and constants.
       knows_w: whether it is conditioned on w: a student, or a model that was trained so.
-      dtype: compute dtype; the time's embedding and what is predicted stay float32.
+      dtype: compute dtype; what stays float32 is said in `models.precision`.
       remat: one of `REMAT_POLICIES`.
 
     Raises:
@@ -104,7 +105,9 @@ class Network:
     def __init__(self, description, graph, buffers, *, dtype="float32", remat="none"):
         self.description, self.graph, self.buffers = description, graph, buffers
         self.schedule = read_schedule(description["schedule"])
-        self.dtype, self.remat = jnp.dtype(dtype), remat
+        roles = {name for name in description["inputs"].values() if name is not None}
+        self.precision = plan_precision(graph, dtype, roles)
+        self.remat = None if remat == "none" else REMAT_POLICIES[remat]
         self.told = tell_time(description["told"], self.schedule)
 
     def raw(self, params, inputs):
@@ -119,11 +122,7 @@ class Network:
         del dropout_keys
         branch = params.get(W_BRANCH, {})
         own = {name: value for name, value in params.items() if name != W_BRANCH}
-        inputs = self._inputs(z, logsnr, cond, w)
-        run = self._run
-        if self.remat != "none":
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.remat])
-        out = run(own, branch, inputs, w)
+        out = self._run(own, branch, self._inputs(z, logsnr, cond, w), w)
         return to_channels_last(self._prediction(out), self.description["layout"])
 
     def init(self, key, *, knows_w):
@@ -149,7 +148,13 @@ class Network:
     def _run(self, params, branch, inputs, w):
         added = {layer: slow_features(w) @ matrix for layer, matrix in branch.items()}
         added = {site: added[layer] for site, layer in self.description["sites"].items() if added}
-        return self.graph.run(self.buffers | params, inputs, add_to_input=added)
+        return self.graph.run(
+            self.buffers | params,
+            inputs,
+            add_to_input=added,
+            precision=self.precision,
+            remat=self.remat,
+        )
 
     def _inputs(self, z, logsnr, cond, w):
         """The graph's inputs by name."""
