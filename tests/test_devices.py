@@ -14,13 +14,14 @@ import pytest
 from conftest import ROOT, SMALL, environment, plain_model, random_params, small_model
 from test_training import LOSS_WEIGHT, OPTIMIZER, W_RANGE, mesh_of
 
+from guided_distill.data.dataset import picture_example
 from guided_distill.data.registry import open_dataset
 from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.errors import UserError
 from guided_distill.jobs import compile_check
 from guided_distill.models.build import count_params
 from guided_distill.run import settings
-from guided_distill.run.programs import StagePrograms, image_example, make_models
+from guided_distill.run.programs import StagePrograms, make_models
 from guided_distill.run.settings import load_config
 from guided_distill.run.stages import plan_stages
 from guided_distill.run.trainer import Trainer
@@ -43,7 +44,7 @@ PARAMETER_BYTES = 4
 
 def programs_of(config, mesh, image_shape, num_classes):
     models = make_models(config, image_shape, num_classes)
-    return StagePrograms(config, mesh, models, image_example(image_shape))
+    return StagePrograms(config, mesh, models, picture_example(image_shape))
 
 
 def config_of(name, variant=""):
