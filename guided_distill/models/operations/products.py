@@ -60,9 +60,9 @@ def _attention(
     scores = (scale * query @ jnp.swapaxes(key, -1, -2)).astype(jnp.float32)
     if is_causal:
         scores = jnp.where(jnp.tri(*scores.shape[-2:], dtype=bool), scores, -jnp.inf)
-    if attn_mask is not None:
-        scores = _masked(scores, attn_mask)
-    return _weights(scores).astype(value.dtype) @ value
+    if attn_mask is None:  # Each query may look at a key: the checks of `_weights` cost passes.
+        return jax.nn.softmax(scores).astype(value.dtype) @ value
+    return _weights(_masked(scores, attn_mask)).astype(value.dtype) @ value
 
 
 def _masked(scores, mask):
