@@ -14,10 +14,11 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from flax_dit import flax_dit_models  # noqa: E402
 from imported_programs import KINDS, NUM_CLASSES, SMALL, programs_of, updated  # noqa: E402
-from test_importing import ROLES, bring_anew, draw  # noqa: E402
+from test_importing import ROLES, bring, bring_anew, draw  # noqa: E402
 from test_training import mesh_of  # noqa: E402
 from torch_networks import network  # noqa: E402
 
+from guided_distill.errors import UserError  # noqa: E402
 from guided_distill.jobs import compile_check  # noqa: E402
 from guided_distill.models.build import count_params  # noqa: E402
 from guided_distill.models.imported import imported_model  # noqa: E402
@@ -210,9 +211,20 @@ def test_compile_check_says_what_each_update_of_an_imported_model_takes(folders,
     config.model.dtype = "bfloat16"
     config.memory.remat = "full"
     config.mesh.fsdp = 2
-    request = compile_check.Request(config, image_shape=(8, 8, 4), num_classes=NUM_CLASSES)
-    assert compile_check.run(request) == 0
+    assert compile_check.run(compile_check.Request(config)) == 0
     said = capsys.readouterr().out.splitlines()
     assert "mesh data 4 x fsdp 2" in said[0] and said[-1] == "all compile and fit"
     updates = [line.split("|")[1].strip() for line in said[3:-1]]
     assert updates == ["step_one", "step_two/deterministic/0004"]
+
+
+@pytest.mark.slow
+def test_compile_check_takes_prompts_and_latents_as_the_model_says(tmp_path, capsys):
+    bring("unet_text", tmp_path / "out")
+    config = load_config(str(SMALL))
+    config.teacher.path = str(tmp_path / "out")
+    config.step_one.batch_size = config.step_two.batch_size = 8
+    assert compile_check.run(compile_check.Request(config, stage="step_one")) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "all compile and fit"
+    with pytest.raises(UserError, match=r"`image_shape` is \[4, 4, 4\], but .* takes \[8, 8, 4\]"):
+        compile_check.run(compile_check.Request(config, image_shape=(4, 4, 4)))

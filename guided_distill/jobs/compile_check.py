@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import topologies
 
 from guided_distill.data.dataset import picture_example
@@ -53,24 +54,16 @@ def run(request):
     Raises:
       UserError: where the topology is unknown or the config does not fit its devices.
     """
-    config, image_shape, num_classes = request.config, request.image_shape, request.num_classes
-    if image_shape and len(image_shape) != 3:
-        raise UserError(f"`image_shape` takes height, width, channels, got {image_shape}")
+    config = request.config
+    if request.image_shape and len(request.image_shape) != 3:
+        raise UserError(f"`image_shape` takes height, width, channels, got {request.image_shape}")
     settings.prepare_config(config)
     out = output_path(request.out) if request.out else None
     devices = find_devices(request.topology)
     settings.check_devices(config, len(devices))
-    example = picture_example(image_shape)
-    if not image_shape or num_classes is None:
-        dataset = open_dataset(config.data)
-        example = example if image_shape else dataset.example
-        num_classes = num_classes or dataset.num_classes
     teacher = first_teacher(config)
-    if teacher is None:
-        settings.check_model(config.model, example[0].shape)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-    models = make_models(config, example[0].shape, num_classes, teacher)
-    programs = StagePrograms(config, mesh, models, example)
+    programs = StagePrograms(config, mesh, *models_and_example(request, teacher))
     limit = device_memory(devices[0])
     stages = select_stages(plan_stages(config, teacher), request.stage)
     stages = programs.kinds(stages if teacher is None else stages_after(stages, teacher.record))
@@ -86,6 +79,38 @@ def run(request):
         write_json(out, found)
     to_stdout(describe(found))
     return 1 if any(row["error"] for row in rows) else 0
+
+
+def models_and_example(request, teacher):
+    """((teacher, student), one (x, conditioning) as shapes) of a request.
+
+    A model that is brought says itself what it takes; else flags or the data set do.
+    """
+    config, image_shape, num_classes = request.config, request.image_shape, request.num_classes
+    if teacher is not None and teacher.is_brought:
+        models = make_models(config, None, None, teacher)
+        return models, example_of(models[0], image_shape, teacher.path)
+    example = picture_example(image_shape)
+    if not image_shape or num_classes is None:
+        dataset = open_dataset(config.data)
+        example = example if image_shape else dataset.example
+        num_classes = num_classes or dataset.num_classes
+    if teacher is None:
+        settings.check_model(config.model, example[0].shape)
+    return make_models(config, example[0].shape, num_classes, teacher), example
+
+
+def example_of(model, image_shape, path):
+    """One (x, conditioning) of a model that is brought, as shapes: pictures where x has a bound."""
+    if image_shape and tuple(image_shape) != model.sample_shape:
+        raise UserError(
+            f"`image_shape` is {list(image_shape)}, but {path} takes {list(model.sample_shape)}"
+        )
+    dtype = jnp.float32 if model.bound is None else jnp.uint8
+    takes = model.conditioning.takes
+    label = jax.ShapeDtypeStruct((), jnp.int32)
+    cond = label if takes is None else {name: takes[name] for name in sorted(takes)}
+    return jax.ShapeDtypeStruct(model.sample_shape, dtype), cond
 
 
 def find_devices(topology):
