@@ -162,6 +162,10 @@ def test_a_guidance_input_of_a_guided_module_must_have_no_effect_yet(tmp_path):
     module, example = network("unet_text_w")
     with pytest.raises(UserError, match="knows a guidance weight by timestep_cond, and `null`"):
         guided_distill.import_torch(module, example, out=tmp_path / "a", **arguments)
+    as_conditioning = arguments["null"] | {"timestep_cond": np.zeros(6)}
+    named = arguments | {"null": as_conditioning}
+    guided_distill.import_torch(module, example, out=tmp_path / "c", **named)
+    assert "timestep_cond" in guided_distill.Model.load(tmp_path / "c")[0].conditioning.takes
     nn.init.zeros_(module.time_embedding.cond_proj.weight)
     guided_distill.import_torch(module, example, out=tmp_path / "b", **arguments)
     model, params = guided_distill.Model.load(tmp_path / "b")

@@ -102,7 +102,7 @@ def import_torch(
         graph, params = export_graph(module, example, output=result)
     _check_roles(graph, z=z, time=time, prediction=prediction)
     schedule = _schedule(schedule, prediction)
-    w = _w_input(graph, w, (z, time))
+    w = _w_input(graph, w, (z, time, *(null or ())))
     conditioning = [name for name in graph.inputs if name not in (z, time, w)]
     null = _null(null, conditioning, graph)
     layout = _layout(layout, graph.inputs[z].shape)
@@ -198,9 +198,9 @@ def _schedule(given, prediction):
 
 
 def _w_input(graph, w, others):
-    """The input that is a guidance weight; None where there is none."""
+    """The input that is a guidance weight and none of the others; None where there is none."""
     if w is None:
-        return next((name for name in W_INPUTS if name in graph.inputs), None)
+        return next((n for n in W_INPUTS if n in graph.inputs and n not in others), None)
     if w not in graph.inputs or w in others:
         raise UserError(f"`w` {w!r} is no input of the module{nearest(w, graph.inputs)}")
     if len(graph.inputs[w].shape) > 1:
