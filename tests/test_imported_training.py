@@ -29,6 +29,8 @@ from guided_distill.training.program import shard_bytes  # noqa: E402
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
@@ -135,7 +137,6 @@ def test_an_update_in_bfloat16_keeps_float32_masters(folders, kind):
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet2d", "dit"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
@@ -162,7 +163,6 @@ def test_remat_keeps_less_for_the_backward_pass(folders):
     assert kept["full"] < 0.5 * kept["elementwise"] < 0.5 * kept["none"], kept
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
 def test_remat_takes_less_temporary_memory(folders):
     """By the TPU's compiler: that of the CPU makes one of what is computed twice."""
@@ -176,7 +176,6 @@ def test_remat_takes_less_temporary_memory(folders):
     assert taken["full"] < 0.5 * taken["none"], taken
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet2d", "dit"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_update_does_not_depend_on_the_devices(folders, name, kind):
@@ -194,7 +193,6 @@ def test_the_state_is_split_over_fsdp(folders):
     assert held[4] <= 0.3 * held[1]
 
 
-@pytest.mark.slow
 def test_an_imported_update_costs_what_a_handwritten_one_does(folders):
     programs, stages, _ = programs_of(folders("dit_deep"), mesh_of(1))
     models = flax_dit_models(programs.student)
@@ -218,7 +216,6 @@ def test_compile_check_says_what_each_update_of_an_imported_model_takes(folders,
     assert updates == ["step_one", "step_two/deterministic/0004"]
 
 
-@pytest.mark.slow
 def test_compile_check_takes_prompts_and_latents_as_the_model_says(tmp_path, capsys):
     bring("unet_text", tmp_path / "out")
     config = load_config(str(SMALL))

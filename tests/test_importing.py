@@ -154,6 +154,7 @@ def test_a_module_with_a_guidance_embedding_is_a_model_of_w(tmp_path):
     assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_a_guidance_input_of_a_guided_module_must_have_no_effect_yet(tmp_path):
     arguments = dict(
         z="sample", time="timestep", prediction="eps", schedule="scaled_linear",
