@@ -13,6 +13,7 @@ from test_any_model import NULL, TEACHER, apply, init
 import guided_distill
 from guided_distill.errors import UserError
 from guided_distill.jobs.distill import check_fresh_student
+from guided_distill.models import build
 
 STEPS = (4, 1)
 
@@ -66,6 +67,18 @@ def test_a_function_is_distilled_and_sampled(data, tmp_path):
         students[4](cond, w=4.0)
     with pytest.raises(UserError, match="holds other data"):
         distill((data[0] + 1.0, data[1]), tmp_path / "run")
+
+
+def test_a_process_that_was_not_given_the_function_is_told_so(data, tmp_path, monkeypatch):
+    distill(data, tmp_path / "run", steps=(4,))
+    monkeypatch.setattr(build, "HELD", {})
+    known = config()
+    known.data.name, known.data.path = "arrays", str(tmp_path / "run" / "data")
+    known.teacher.path = str(tmp_path / "run" / "teacher")
+    with pytest.raises(UserError, match="is a function: call guided_distill.distill"):
+        guided_distill.train(known, tmp_path / "other")
+    with pytest.raises(UserError, match="is a function: call guided_distill.distill"):
+        guided_distill.Sampler.load(tmp_path / "run", num_steps=4)(data[1])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 
 from guided_distill.diffusion.ddim import ddim_step, renoise, x_tilde
 from guided_distill.diffusion.known_schedules import (
+    DISCRETE,
     NAMES,
     ends_in_noise,
     prediction_of,
@@ -26,7 +27,6 @@ from guided_distill.diffusion.schedule import (
 )
 from guided_distill.errors import UserError
 
-DISCRETE = [name for name in NAMES if name not in ("cosine", "flow")]
 SHAPE = (7, 4, 4, 3)
 
 

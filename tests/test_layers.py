@@ -108,7 +108,7 @@ def test_what_a_model_is_has_one_home():
 
 
 def test_functions_are_short():
-    """No function above 60 lines but one, the loop of a stage; half of them have ten or fewer."""
+    """None above 60 lines but one, whose arguments take a page; half have ten or fewer."""
     lengths = {}
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

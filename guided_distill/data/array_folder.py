@@ -16,6 +16,7 @@ from guided_distill.data.folders import check_outside
 from guided_distill.data.shards import SUFFIXES, Held, list_shards, read_null
 from guided_distill.data.sources import ShardSource
 from guided_distill.errors import UserError, nearest
+from guided_distill.system.files import json_sha256, replacing
 from guided_distill.system.progress import Progress
 
 FORMAT = 1  # of the record of a folder's contents
@@ -55,9 +56,12 @@ def open_array_folder(settings):
         check_labels_below(splits["test"]["labels"], num_classes, what=f"{folder}, test")
 
     def load(split):
-        for other in splits.values():  # What is wrong with the test split is said before compute.
-            content_digest(other["parts"], folder.resolve().name, settings.cache)
-        return load_source(folder, num_classes, settings, **splits[split])
+        contents = {  # Of both: what is wrong with the test split is said before compute.
+            other: content_digest(of_split["parts"], folder.resolve().name, settings.cache)
+            for other, of_split in splits.items()
+        }
+        content = contents[split]
+        return load_source(folder, num_classes, settings, content=content, **splits[split])
 
     return Dataset(
         folder.resolve().name,
@@ -218,11 +222,13 @@ def load_labels(splits, labels, test_share, name):
     }
 
 
-def load_source(folder, num_classes, settings, *, parts, rows, labels):
+def load_source(folder, num_classes, settings, *, content, parts, rows, labels):
     """The `ShardSource` of one split: held in memory where it fits `data.memory_gb`, else mapped.
 
+    `content` is the `content_digest` of its parts.
+
     Raises:
-      UserError: where numbers are not finite, or compressed arrays do not fit memory.
+      UserError: where compressed arrays do not fit memory.
     """
     whole = [part for of_name in parts.values() for part in of_name]
     fits = sum(part.num_bytes for part in whole) <= settings.memory_gb * 1e9
@@ -233,9 +239,8 @@ def load_source(folder, num_classes, settings, *, parts, rows, labels):
                 f"{sum(p.num_bytes for p in whole) / 1e9:.3g} GB: save them with np.savez, or "
                 "raise data.memory_gb"
             )
-    name = folder.resolve().name
-    content = content_digest(parts, name, settings.cache)
     digest = hashlib.sha256(content.encode() + np.ascontiguousarray(rows, np.int64).tobytes())
+    name = folder.resolve().name
     source = ShardSource(name, parts, rows, digest.hexdigest(), num_classes, labels)
     return hold(source) if fits else source
 
@@ -263,7 +268,7 @@ def content_digest(parts, title, cache):
     files = sorted({part.file for of_name in parts.values() for part in of_name})
     stats = [(pathlib.Path(file).parts[-2:], os.stat(file)) for file in files]
     identity = [FORMAT, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]]
-    key = hashlib.sha256(json.dumps([identity, sorted(parts)]).encode()).hexdigest()[:16]
+    key = json_sha256([identity, sorted(parts)])[:16]
     name = "".join(c if c.isalnum() else "-" for c in title)
     folder = pathlib.Path(cache).expanduser() / f"{name}-{key}"
     record = read_record(folder)
@@ -276,11 +281,9 @@ def content_digest(parts, title, cache):
 def write_record(folder, sha256):
     """Keeps a hash; returns the record."""
     record = {"sha256": sha256}
-    partial = folder / f"record.partial-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(record), "utf-8")
-        os.replace(partial, folder / "record.json")
+        with replacing(folder / "record.json") as partial:
+            partial.write_text(json.dumps(record), "utf-8")
     except OSError as error:
         raise UserError(f"data.cache {folder.parent} cannot be written: {error}") from error
     return record

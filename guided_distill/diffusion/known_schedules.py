@@ -36,8 +36,8 @@ def scaled_linear_betas(num_times=1000, beta_start=0.00085, beta_end=0.012):
     return np.linspace(beta_start**0.5, beta_end**0.5, num_times) ** 2
 
 
-def squared_cosine_betas(num_times=1000):
-    """β of Nichol & Dhariwal 2021, at most `MAX_BETA`, `[T]`."""
+def squared_cosine_betas(num_times=1000, **_):
+    """β of Nichol & Dhariwal 2021, at most `MAX_BETA`, `[T]`; it has no ends to set."""
     angle = (np.arange(num_times + 1) / num_times + COSINE_OFFSET) / (1.0 + COSINE_OFFSET)
     alphas_bar = np.cos(0.5 * math.pi * angle) ** 2
     return np.minimum(1.0 - alphas_bar[1:] / alphas_bar[:-1], MAX_BETA)
@@ -53,9 +53,11 @@ BETAS = {
     "linear": linear_betas,
     "scaled_linear": scaled_linear_betas,
     "squared_cosine": squared_cosine_betas,
-    "squaredcos_cap_v2": lambda num_times=1000, **_: squared_cosine_betas(num_times),
+    "squaredcos_cap_v2": squared_cosine_betas,  # as diffusers calls it
 }
-NAMES = ("cosine", "flow", "linear", "scaled_linear", "squared_cosine", "zero_terminal_snr")
+CONTINUOUS = {"cosine": cosine_schedule, "flow": flow_schedule}
+DISCRETE = ("linear", "scaled_linear", "squared_cosine", "zero_terminal_snr")
+NAMES = (*CONTINUOUS, *DISCRETE)
 
 
 def read_schedule(schedule):
@@ -116,8 +118,8 @@ def ends_in_noise(schedule):
 def _named(name):
     if name not in NAMES:
         raise UserError(f"schedule {name!r} is none of {', '.join(NAMES)}{nearest(name, NAMES)}")
-    if name in ("cosine", "flow"):
-        return {"cosine": cosine_schedule, "flow": flow_schedule}[name]()
+    if name in CONTINUOUS:
+        return CONTINUOUS[name]()
     if name == "zero_terminal_snr":
         return _of_betas(scaled_linear_betas(), rescale=True)
     return _of_betas(BETAS[name]())
@@ -128,9 +130,9 @@ def _of_dict(config):
     name = config.get("name")
     if name == "table":
         return alphas_bar_schedule(config["alphas_bar"])
-    if name in ("cosine", "flow"):
-        made = {"cosine": cosine_schedule, "flow": flow_schedule}[name]
-        return made(**{key: value for key, value in config.items() if key != "name"})
+    if name in CONTINUOUS:
+        settings = {key: value for key, value in config.items() if key != "name"}
+        return CONTINUOUS[name](**settings)
     if name is not None:
         raise UserError(f"schedule {name!r} is none of table, cosine, flow{nearest(name, NAMES)}")
     if prediction_of(config) == "flow":

@@ -108,9 +108,7 @@ def cosine_logsnr(t, logsnr_min=-20.0, logsnr_max=20.0):
       λ_t, the shape of `t`, float32.
     """
     t = jnp.asarray(t, jnp.float32)
-    angle_0 = math.atan(math.exp(-0.5 * logsnr_max))  # the angle at t = 0
-    angle_1 = math.atan(math.exp(0.5 * logsnr_min))  # π/2 less the angle at t = 1
-    slope = 0.5 * math.pi - angle_0 - angle_1
+    slope, angle_0, angle_1 = _cosine_angles(logsnr_min, logsnr_max)
     # float32 cannot resolve angles near π/2, so the noisy half is measured from π/2 down.
     clean_half = -2.0 * jnp.log(jnp.tan(slope * t + angle_0))
     noisy_half = 2.0 * jnp.log(jnp.tan(slope * (1.0 - t) + angle_1))
@@ -119,10 +117,15 @@ def cosine_logsnr(t, logsnr_min=-20.0, logsnr_max=20.0):
 
 def cosine_time(logsnr, logsnr_min=-20.0, logsnr_max=20.0):
     """t of λ_t on the cosine schedule, the inverse of `cosine_logsnr`."""
+    slope, angle_0, _ = _cosine_angles(logsnr_min, logsnr_max)
+    return (jnp.arctan(jnp.exp(-0.5 * jnp.asarray(logsnr, jnp.float32))) - angle_0) / slope
+
+
+def _cosine_angles(logsnr_min, logsnr_max):
+    """(slope over t, angle at t = 0, π/2 less the angle at t = 1) of the cosine schedule."""
     angle_0 = math.atan(math.exp(-0.5 * logsnr_max))
     angle_1 = math.atan(math.exp(0.5 * logsnr_min))
-    slope = 0.5 * math.pi - angle_0 - angle_1
-    return (jnp.arctan(jnp.exp(-0.5 * jnp.asarray(logsnr, jnp.float32))) - angle_0) / slope
+    return 0.5 * math.pi - angle_0 - angle_1, angle_0, angle_1
 
 
 def alpha_sigma(logsnr, ndim):

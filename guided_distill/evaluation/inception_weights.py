@@ -1,6 +1,5 @@
 """Weights of InceptionV3: from the file that PyTorch's FID tools use to one of ours."""
 
-import hashlib
 import json
 import pathlib
 
@@ -12,7 +11,7 @@ import numpy as np
 from guided_distill.errors import UserError
 from guided_distill.evaluation.inception import InceptionV3
 from guided_distill.evaluation.pytorch_weights import read_state_dict
-from guided_distill.system.files import local_path, output_path, tree_sha256
+from guided_distill.system.files import file_sha256, local_path, output_path, replacing, tree_sha256
 
 FILE_NAME = "pt_inception-2015-12-05-6726825d.pth"
 WHERE = (
@@ -42,13 +41,11 @@ def convert_inception(source, out):
     record = {
         "format": FORMAT,
         "source": source.name,
-        "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "source_sha256": file_sha256(source),
         "params_sha256": tree_sha256(params),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial.npz")
-    np.savez(partial, record=json.dumps(record), **params)
-    partial.replace(out)
+    with replacing(out, ".npz") as partial:
+        np.savez(partial, record=json.dumps(record), **params)
     return record["params_sha256"]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from guided_distill.errors import UserError
 from guided_distill.evaluation.metrics import Moments, neighbour_radii
-from guided_distill.system.files import DIGEST, json_sha256
+from guided_distill.system.files import DIGEST, json_sha256, replacing
 from guided_distill.system.processes import first_only
 from guided_distill.system.progress import Progress
 
@@ -87,17 +87,14 @@ def compute_reference(source, extractor):
 @first_only
 def save_reference(path, stats):
     """Writes statistics as `.npz`, with the field's names `mu` and `sigma`."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial.npz")
-    np.savez(
-        partial,
-        mu=stats.mean,
-        sigma=stats.covariance,
-        features=stats.features,
-        provenance=json.dumps(stats.provenance | {DIGEST: stats.digest}),
-    )
-    partial.replace(path)
+    with replacing(path, ".npz") as partial:
+        np.savez(
+            partial,
+            mu=stats.mean,
+            sigma=stats.covariance,
+            features=stats.features,
+            provenance=json.dumps(stats.provenance | {DIGEST: stats.digest}),
+        )
 
 
 def load_kept_reference(path, source, extractor):

@@ -16,7 +16,7 @@ from guided_distill.errors import UserError
 from guided_distill.report.tables import align
 from guided_distill.run import settings
 from guided_distill.run.programs import StagePrograms, make_models
-from guided_distill.run.stages import first_teacher, plan_stages, select_stages, stages_after
+from guided_distill.run.stages import first_teacher, stages_asked
 from guided_distill.system.files import output_path, write_json
 from guided_distill.system.progress import to_stderr, to_stdout
 from guided_distill.system.sharding import make_mesh
@@ -65,8 +65,7 @@ def run(request):
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     programs = StagePrograms(config, mesh, *models_and_example(request, teacher))
     limit = device_memory(devices[0])
-    stages = select_stages(plan_stages(config, teacher), request.stage)
-    stages = programs.kinds(stages if teacher is None else stages_after(stages, teacher.record))
+    stages = programs.kinds(stages_asked(config, teacher, request.stage))
     rows = [check_stage(programs, stage, limit) for stage in stages]
     found = {
         "devices": len(devices),

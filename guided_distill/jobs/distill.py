@@ -1,8 +1,6 @@
 """From Python: a guided model that is a function, distilled on arrays that are at hand."""
 
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -21,7 +19,7 @@ from guided_distill.models.model import Model, Params
 from guided_distill.models.student import W_BRANCH, init_student
 from guided_distill.run.settings import load_config
 from guided_distill.sampling.sampler import Sampler
-from guided_distill.system.files import local_path, tree_sha256
+from guided_distill.system.files import json_sha256, local_path, replacing, tree_sha256
 from guided_distill.system.processes import first_only
 from guided_distill.system.sharding import to_host
 from guided_distill.system.workdir import StageFolder, find_own_stages, imported_record
@@ -144,11 +142,8 @@ def write_arrays(folder, arrays):
             if there.dtype != array.dtype or not np.array_equal(there, array):
                 raise UserError(f"{path} holds other data than are given: take another `workdir`")
             continue
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{name}.partial")
-        with open(partial, "wb") as file:
-            np.save(file, array)
-        os.replace(partial, path)
+        with replacing(path, ".npy") as partial:
+            np.save(partial, array)
 
 
 def place_teacher(model, params, student, workdir, config):
@@ -162,8 +157,7 @@ def place_teacher(model, params, student, workdir, config):
     if config.model.dtype != "float32":
         raise UserError("model.dtype is the function's own: leave it at float32, and cast inside")
     shapes = jax.tree.map(lambda leaf: [str(leaf.dtype), *np.shape(leaf)], params)
-    named = json.dumps([model.prediction, model.sample_shape, str(shapes)], sort_keys=True)
-    held = hashlib.sha256(named.encode()).hexdigest()
+    held = json_sha256([model.prediction, model.sample_shape, str(shapes)])
     check_fresh_student(model, student, params)
     hold_models(held, (model, student))
     folder = StageFolder(workdir / "teacher")

@@ -20,7 +20,7 @@ from guided_distill.run import settings
 from guided_distill.run.checks import check_models
 from guided_distill.run.programs import make_models
 from guided_distill.run.sanity import check_reading
-from guided_distill.run.stages import first_teacher, plan_stages, select_stages, stages_after
+from guided_distill.run.stages import first_teacher, stages_asked
 from guided_distill.run.trainer import Trainer
 from guided_distill.system.files import local_path
 from guided_distill.system.processes import from_first
@@ -99,9 +99,7 @@ def train_stages(config, workdir, stage_name, on_images):
         said = ", ".join(dataset.class_names[:CLASSES_SAID])
         to_stderr(f"{dataset.name}: {dataset.num_classes} classes: {said}{more}")
     finished = first_teacher(config)
-    stages = select_stages(plan_stages(config, finished), stage_name)
-    if finished:
-        stages = stages_after(stages, finished.record)
+    stages = stages_asked(config, finished, stage_name)
     models = make_models(config, dataset.image_shape, dataset.num_classes, finished)
     check_models(config, models[0], dataset)
     begun = StageFolder(workdir / stages[0].name).read_origin() is not None

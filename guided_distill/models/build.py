@@ -73,6 +73,20 @@ def hold_models(name, models):
     HELD[name] = models
 
 
+def held_models(stage):
+    """(teacher, student) of a `FinishedStage` whose model is a function.
+
+    Raises:
+      UserError: where this process was not given it.
+    """
+    if stage.record["held"] not in HELD:
+        raise UserError(
+            f"the model of {stage.path} is a function: call guided_distill.distill with it first, "
+            "in the same program"
+        )
+    return HELD[stage.record["held"]]
+
+
 def model_of(stage):
     """The `Model` of a `FinishedStage`: our U-Net's, an imported graph's or a function's.
 
@@ -82,12 +96,7 @@ def model_of(stage):
     record = stage.record
     knows_w = record["stage"] != "teacher"
     if "held" in record:
-        if record["held"] not in HELD:
-            raise UserError(
-                f"the model of {stage.path} is a function: call guided_distill.distill with it "
-                "first, in the same program"
-            )
-        return HELD[record["held"]][knows_w]
+        return held_models(stage)[knows_w]
     if "model" in record:
         dtype = record["config"]["model"].get("dtype", "float32")
         return imported_model(record["model"], stage.path, knows_w=knows_w, dtype=dtype)

@@ -12,9 +12,8 @@ from torch.utils import _pytree as pytree
 
 from guided_distill.errors import UserError
 from guided_distill.models.graph import Graph
-from guided_distill.models.nodes import INPUT, NODE, PARAM, Node, Ref, Spec
+from guided_distill.models.nodes import BATCH, INPUT, NODE, PARAM, Node, Ref, Spec
 
-BATCH = 2  # of an example: no other size tells the batch from what is one or fixed
 # Some modules ask whether a batch is large, or a multiple of it, as of frames: then a smaller one.
 LARGEST_BATCHES = (63, 7)
 SAME = 1e-3  # of the largest value; rounding is far below, another function above
@@ -312,11 +311,7 @@ def _to_argument(argument, refs, node):
 
 def _check_shape(graph, params, shape):
     """Tries every rule on shapes alone, so that a refusal comes before anything is computed."""
-    inputs = {
-        name: jax.ShapeDtypeStruct((BATCH, *spec.shape), spec.dtype)
-        for name, spec in graph.inputs.items()
-    }
-    found = jax.eval_shape(graph.run, params, inputs).shape
+    found = graph.output_shape(params, BATCH)
     if found != shape:
         raise UserError(f"the graph gives the shape {found} where the module gives {shape}")
 

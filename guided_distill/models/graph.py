@@ -79,6 +79,19 @@ class Graph:
         with jax.numpy_rank_promotion("allow"):  # PyTorch broadcasts by ranks.
             return jax.vmap(_of_row(run))(inputs, add) if self.row_by_row else run(inputs, add)
 
+    def output_shape(self, params, batch):
+        """Of the output, by shapes alone: a rule that refuses its arguments does so now.
+
+        Args:
+          params: `{name: array}` of `self.params`.
+          batch: length of the leading axis.
+        """
+        inputs = {
+            name: jax.ShapeDtypeStruct((batch, *spec.shape), spec.dtype)
+            for name, spec in self.inputs.items()
+        }
+        return jax.eval_shape(self.run, params, inputs).shape
+
     def find_sites(self, time_input):
         """Names of the linear nodes that are fed by an embedding of the time, in order.
 

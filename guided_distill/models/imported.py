@@ -210,23 +210,30 @@ def tell_time(told, schedule):
     """`λ [B] -> [B]`: what a network is told of the time.
 
     Args:
-      told: `{"kind", "scale"}`: "index" (n − 1 of the table's time n/T), "sigma" (of rectified
-        flow), "t" (of the cosine schedule) or "logsnr", times the scale.
+      told: `{"kind", "scale"}`: one of `TELLERS`, and what its number is multiplied by.
       schedule: `Schedule`.
     """
-    scale = told["scale"]
+    return lambda logsnr: told["scale"] * TELLERS[told["kind"]](logsnr, schedule)
 
-    def index(logsnr):
-        times = np.arange(schedule.num_times + 1, dtype=np.float32) / schedule.num_times
-        index = nearest_index(logsnr, schedule.logsnr(times)) - 1
-        return jnp.maximum(index, 0).astype(jnp.float32)
 
-    def cosine(logsnr):
-        ends = {key: value for key, value in schedule.spec.items() if key != "name"}
-        return cosine_time(logsnr, **ends)
+def _tell_index(logsnr, schedule):
+    """n − 1 of the table's time n/T."""
+    times = np.arange(schedule.num_times + 1, dtype=np.float32) / schedule.num_times
+    index = nearest_index(logsnr, schedule.logsnr(times)) - 1
+    return jnp.maximum(index, 0).astype(jnp.float32)
 
-    kinds = {"index": index, "sigma": flow_sigma, "t": cosine, "logsnr": lambda logsnr: logsnr}
-    return lambda logsnr: scale * kinds[told["kind"]](logsnr)
+
+def _tell_t(logsnr, schedule):
+    """t of the cosine schedule."""
+    return cosine_time(logsnr, **{k: v for k, v in schedule.spec.items() if k != "name"})
+
+
+TELLERS = {
+    "index": _tell_index,
+    "sigma": lambda logsnr, schedule: flow_sigma(logsnr),
+    "t": _tell_t,
+    "logsnr": lambda logsnr, schedule: logsnr,
+}
 
 
 def guidance_features(w, dim=W_FEATURES):

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+BATCH = 2  # of an example: no other size tells the batch from what is one or fixed
 KINDS = NODE, INPUT, PARAM = "node", "input", "param"
 
 

@@ -31,12 +31,13 @@ def find_sites(graph, time_input):
     for node in graph.nodes:
         kinds = [made_of.get(ref, CONSTANT) for ref in refs_of([node.args, node.kwargs])]
         made_of[Ref(NODE, node.name)] = _kind(node.operation, kinds)
-        if _is_linear(node) and kinds[0] in fed:
+        if is_linear(node) and kinds[0] in fed:
             fed[kinds[0]].append(node.name)
     return fed[EMBEDDING] or fed[TIME]
 
 
-def _is_linear(node):
+def is_linear(node):
+    """Whether a node is a linear layer whose weight is a parameter."""
     return node.operation == "linear.default" and node.args[1].kind == PARAM
 
 

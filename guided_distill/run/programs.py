@@ -8,7 +8,7 @@ import numpy as np
 
 from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.distill.losses import LOSS_WEIGHTS
-from guided_distill.models.build import HELD, unet_model
+from guided_distill.models.build import held_models, unet_model
 from guided_distill.models.imported import imported_model
 from guided_distill.models.student import init_student
 from guided_distill.system import sharding
@@ -169,7 +169,7 @@ def make_models(config, image_shape, num_classes, teacher=None):
       teacher: `FinishedStage` that the run begins with; None where it trains its own.
     """
     if teacher is not None and "held" in teacher.record:
-        return HELD[teacher.record["held"]]
+        return held_models(teacher)
     if teacher is not None and "model" in teacher.record:
         make_model = functools.partial(
             imported_model,

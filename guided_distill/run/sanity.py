@@ -12,23 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guided_distill.data.pixels import to_float
-from guided_distill.diffusion.known_schedules import NAMES, ends_in_noise, read_schedule
+from guided_distill.data.pixels import as_learnt, widen
+from guided_distill.diffusion.known_schedules import DISCRETE, ends_in_noise, read_schedule
 from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
 from guided_distill.diffusion.schedule import Schedule, alpha_sigma
 from guided_distill.errors import UserError
 from guided_distill.system.progress import to_stderr
 
 EXAMPLES = 64
-DISCRETE = tuple(name for name in NAMES if name not in ("cosine", "flow"))
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 CLEARLY = 0.85  # times the declared reading's error is clearly below it
 LEARNT = 0.7  # times the linear guess's error is below what has learnt nothing
-SCALES = {  # of data as float32, which are in [-1, 1] or their own units
-    "as they are": lambda x: x,
-    "in [0, 1]": lambda x: 0.5 * (x + 1.0),
-    "doubled, less 1": lambda x: 2.0 * x - 1.0,
+SCALES = {  # of the data, which lie in [-1, 1], or as they are given
+    "data as they are": lambda x: x,
+    "data scaled to [0, 1]": lambda x: 0.5 * (x + 1.0),
+    "data scaled to [-1, 1]": lambda x: 2.0 * x - 1.0,
 }
+AS_GIVEN, *OTHER_SCALES = SCALES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Reading:
 
     prediction: str
     schedule: Schedule
-    scale: str = "as they are"
+    scale: str = AS_GIVEN
     way_out: str = ""
 
 
@@ -58,7 +58,7 @@ def check_reading(model, params, source, *, path, seed=0):
       UserError: where another prediction, schedule or scale of the data fits, naming it.
     """
     x, cond = source.read(np.arange(min(EXAMPLES, len(source))))
-    x = to_float(x) if x.dtype == np.uint8 else jnp.asarray(x, jnp.float32)
+    x, cond = as_learnt(x), widen(cond)
     eps = jax.random.normal(jax.random.key(seed), (len(TIMES), *x.shape))
     answer = jax.jit(lambda z, logsnr: model.apply(params, z, logsnr, cond, None, None))
 
@@ -96,13 +96,12 @@ def list_others(model):
         for name in DISCRETE:
             other = read_schedule(name)
             reads = not (model.prediction == "eps" and ends_in_noise(other))
-            if reads and other.num_times == model.schedule.num_times:
+            is_other = other.spec != model.schedule.spec
+            if reads and is_other and other.num_times == model.schedule.num_times:
                 way_out = f"schedule {name!r}"
                 readings.append(dataclasses.replace(declared, schedule=other, way_out=way_out))
-    ways_out = {"in [0, 1]": "data scaled to [0, 1]", "doubled, less 1": "data scaled to [-1, 1]"}
     return readings + [
-        dataclasses.replace(declared, scale=scale, way_out=way_out)
-        for scale, way_out in ways_out.items()
+        dataclasses.replace(declared, scale=scale, way_out=scale) for scale in OTHER_SCALES
     ]
 
 

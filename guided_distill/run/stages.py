@@ -147,6 +147,18 @@ def select_stages(stages, name):
     return chosen
 
 
+def stages_asked(config, teacher, name):
+    """The stages that `--stage` names, of those that are left where the run begins with a teacher.
+
+    Args:
+      config: ConfigDict.
+      teacher: of `first_teacher`.
+      name: as of `select_stages`.
+    """
+    stages = select_stages(plan_stages(config, teacher), name)
+    return stages if teacher is None else stages_after(stages, teacher.record)
+
+
 def stages_after(stages, record):
     """The stages that descend from the finished stage of a `stage.json` record, in order.
 

@@ -5,6 +5,7 @@ ones. It does not notice flipped bytes, so every set of parameters carries a dig
 when it is read.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -124,12 +125,24 @@ def load_params(directory, sha256):
     return params
 
 
+@contextlib.contextmanager
+def replacing(path, suffix=""):
+    """A path to write to, which takes the place of `path` when all is written.
+
+    A reader sees the old file or the new one. `suffix` ends its name, for writers that ask for one.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial{suffix}")
+    yield partial
+    os.replace(partial, path)
+
+
 @first_only
 def copy_file(source, target):
     """A copy that a reader sees whole or not at all."""
-    partial = target.with_name(target.name + ".partial")
-    shutil.copyfile(source, partial)
-    os.replace(partial, target)
+    with replacing(target) as partial:
+        shutil.copyfile(source, partial)
 
 
 def read_folder(folder, read):
@@ -189,12 +202,9 @@ def write_json(path, value):
 
 def write_own_json(path, value):
     """Writes a dict as JSON, with its digest, so that a reader sees the old file or the new one."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     value = value | {DIGEST: json_sha256(value)}
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path, *, derived=False):

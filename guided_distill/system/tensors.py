@@ -1,28 +1,29 @@
 """Flat dicts of arrays in safetensors files, written whole and read back with their digest."""
 
-import os
-import pathlib
-
+import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from guided_distill.errors import UserError
-from guided_distill.system.files import Damaged, reason_of, tree_sha256
+from guided_distill.system.files import Damaged, reason_of, replacing, tree_sha256
 
 DIGEST = "sha256"  # key in the file's metadata
 
 
 def write_tensors(path, tensors):
-    """Writes `{name: NumPy array}`, so that a reader sees the old file or the new one."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    tensors = {name: tensor.copy(order="C") for name, tensor in tensors.items()}
-    partial.touch()
-    mode = partial.stat().st_mode  # As of any file here; safetensors makes its own private.
-    safetensors.numpy.save_file(tensors, partial, metadata={DIGEST: tree_sha256(tensors)})
-    partial.chmod(mode)
-    os.replace(partial, path)
+    """Writes `{name: NumPy array}`, so that a reader sees the old file or the new one.
+
+    Returns:
+      Their digest.
+    """
+    tensors = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    sha256 = tree_sha256(tensors)
+    with replacing(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode  # As of any file here; safetensors makes its own private.
+        safetensors.numpy.save_file(tensors, partial, metadata={DIGEST: sha256})
+        partial.chmod(mode)
+    return sha256
 
 
 def read_tensors(path, sha256=None):
