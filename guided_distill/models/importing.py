@@ -1,4 +1,4 @@
-"""From a PyTorch module to a model's folder, which needs no PyTorch any more."""
+"""From a PyTorch module to a folder of a model or a function, which needs no PyTorch any more."""
 
 import hashlib
 import pathlib
@@ -10,6 +10,7 @@ import numpy as np
 
 from guided_distill.errors import UserError
 from guided_distill.models.from_torch import export_graph, measure_parity, paths_of
+from guided_distill.models.function import Function
 from guided_distill.models.imported import NULL
 from guided_distill.models.roles import describe
 from guided_distill.system.files import file_sha256, local_path, write_json
@@ -92,9 +93,7 @@ def import_torch(
         do not fit it; before anything is written.
     """
     out = _new_folder(out)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's own deprecations.
-        graph, params = export_graph(module, example, output=result)
+    graph, params = _export(module, example, result)
     description, null = describe(
         graph,
         params,
@@ -119,6 +118,48 @@ def import_torch(
     _write(out, graph, trained, constants, description, w_range, type(module).__name__)
     _tell(out, description, graph, trained, parity)
     return out
+
+
+def import_function(
+    module: Any,
+    example: Mapping[str, Any],
+    *,
+    out: str | pathlib.Path,
+    results: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+    """Writes a PyTorch module that is no denoiser as a folder that `Function.load` takes.
+
+        guided_distill.import_function(decoder.eval(), dict(latent=torch.zeros(2, 4, 32, 32)),
+                                       out="teachers/decoder")
+
+    Args:
+      module, example, out: as of `import_torch`.
+      results: `{name: key or position}` of what is taken of a forward that returns several
+        tensors; None takes the first as "output".
+
+    Returns:
+      `out`.
+
+    Raises:
+      UserError: where the module cannot be traced or has an operation without a rule; before
+        anything is written.
+    """
+    out = _new_folder(out)
+    graphs, params = {}, {}
+    for name, key in (results or {"output": ""}).items():
+        graph, of_graph = _export(module, example, key)
+        _check_parity(module, example, graph, of_graph, key)
+        graphs[name] = graph
+        params |= of_graph
+    Function(type(module).__name__, graphs, params).write(out)
+    return out
+
+
+def _export(module, example, result):
+    """`export_graph` without PyTorch's own deprecations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return export_graph(module, example, output=result)
 
 
 def _new_folder(out):
