@@ -106,6 +106,9 @@ def get_config():
     config.step_one.warmup_updates = 0
     config.step_one.ema_decay = 0.9999
     config.step_one.loss = "snr"
+    # What the students predict where it is not what their teacher does: x | eps | v; "" = the same.
+    # At t = 1 of scaled-linear betas ε has 1/α = 14.6 times its error in x, which v has not
+    config.step_one.prediction = ""
 
     # What is distilled, in this order, from step one or (two_student, single_w) from the teacher:
     #   deterministic  Algorithm 2, for the DDIM sampler         step_two/deterministic/<N>

@@ -50,3 +50,4 @@ X_FROM_PREDICTION = {
     "v": x_from_v,
     "flow": x_from_flow,
 }
+CONVERTIBLE = ("x", "eps", "v")  # into one another: their networks are given z_t itself

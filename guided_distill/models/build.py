@@ -1,5 +1,7 @@
 """The U-Net of a config, or of a finished stage, as a `Model`."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -93,6 +95,10 @@ def model_of(stage):
     Raises:
       UserError: where it is a function, and this process was not given it.
     """
+    return dataclasses.replace(_network_of(stage), prediction=stage.record["parameterization"])
+
+
+def _network_of(stage):
     record = stage.record
     knows_w = record["stage"] != "teacher"
     if "held" in record:

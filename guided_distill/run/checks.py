@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
+from guided_distill.diffusion.known_schedules import ends_in_noise
+from guided_distill.diffusion.parameterization import CONVERTIBLE
 from guided_distill.distill.distillations import ALGORITHMS, ENCODER
 from guided_distill.errors import UserError
 from guided_distill.run import settings
@@ -85,6 +87,7 @@ def check_models(config, teacher, dataset):
             f"{config.teacher.path} takes samples of {list(teacher.sample_shape)}, but "
             f"{dataset.name} has {list(dataset.image_shape)}{way_out}"
         )
+    check_conversion(config, teacher)
     check_times(config, teacher.schedule)
     if teacher.bound is None:
         check_no_clip(config)
@@ -106,6 +109,21 @@ def check_models(config, teacher, dataset):
         check_null_label(null, dataset, path)
     if dataset.null is not None:
         check_null(null, dataset, path)
+
+
+def check_conversion(config, teacher):
+    """Refuses students that predict what cannot be had from their teacher's network."""
+    kind = config.step_one.prediction
+    if kind and teacher.prediction not in CONVERTIBLE:
+        raise UserError(
+            f"step_one.prediction {kind} needs a teacher of {', '.join(CONVERTIBLE)}, and "
+            f"{config.teacher.path} predicts {teacher.prediction}: leave it ''"
+        )
+    if kind == "eps" and ends_in_noise(teacher.schedule):
+        raise UserError(
+            "step_one.prediction eps says nothing of x where the schedule ends in noise alone: "
+            "take v, or leave it ''"
+        )
 
 
 def check_no_clip(config):

@@ -1,5 +1,6 @@
 """What a config's stages compute: models, first states and compiled updates."""
 
+import dataclasses
 import functools
 import zlib
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.distill.losses import LOSS_WEIGHTS
+from guided_distill.errors import UserError
 from guided_distill.models.build import held_models, unet_model
 from guided_distill.models.imported import imported_model
 from guided_distill.models.student import init_student
@@ -42,6 +44,10 @@ class StagePrograms:
         self.example = example
         self.optimizer = make_optimizer(**config.optimizer)
         self._inits, self._updates = {}, {}
+
+    def model_of(self, stage):
+        """The `Model` whose parameters a stage makes."""
+        return self.teacher if stage.kind == "teacher" else self.student
 
     def stage_key(self, stage):
         """PRNG key of everything a stage draws."""
@@ -162,12 +168,29 @@ class StagePrograms:
 def make_models(config, image_shape, num_classes, teacher=None):
     """(teacher, student), `Model`s of a run: of its U-Net, or of the model that it begins with.
 
+    Students predict what `config.step_one.prediction` says, or what they begin with does.
+
     Args:
       config: ConfigDict.
       image_shape: (H, W, C) of the data.
       num_classes: of the data.
       teacher: `FinishedStage` that the run begins with; None where it trains its own.
     """
+    first, student = _networks(config, image_shape, num_classes, teacher)
+    kind = config.step_one.prediction
+    if teacher is not None and teacher.record["stage"] != "teacher":
+        there = teacher.record["parameterization"]
+        if kind not in ("", there):
+            raise UserError(
+                f"{teacher.path} predicts {there}, and the run has no step one to change that in: "
+                "leave step_one.prediction ''"
+            )
+        kind = there
+    return first, dataclasses.replace(student, prediction=kind or student.prediction)
+
+
+def _networks(config, image_shape, num_classes, teacher):
+    """(teacher, student) of one kind of prediction, as of `make_models`."""
     if teacher is not None and "held" in teacher.record:
         return held_models(teacher)
     if teacher is not None and "model" in teacher.record:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from guided_distill.data.augment import AUGMENTATIONS
 from guided_distill.data.images import MAX_SIXTEEN_BITS
 from guided_distill.data.pixels import FITS
-from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
+from guided_distill.diffusion.parameterization import CONVERTIBLE, X_FROM_PREDICTION
 from guided_distill.distill.distillations import DETERMINISTIC, DISTILLATIONS, ENCODER
 from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.distill.ranges import check_distilled, check_w
@@ -96,6 +96,7 @@ RULES = {
     "teacher.dropout": RATE,
     "teacher.label_dropout": number(0.0, 1.0, open_low=True, open_high=True),
     **{f"step_one.{key}": rule for key, rule in LONG_STAGE_RULES.items()},
+    "step_one.prediction": choice(("", *CONVERTIBLE)),
     "step_two.start_steps": integer(2),
     **{f"step_two.{key}": rule for key, rule in OPTIMIZATION_RULES.items()},
     **{f"{name}.w": sequence(FINITE) for name, row in DISTILLATIONS.items() if row.knows_one_w},
@@ -138,7 +139,11 @@ ROUND_RULES = {
 ROUND_SECTIONS = ("step_two", *(name for name in DISTILLATIONS if name != DETERMINISTIC.name))
 
 
-ADDED_SINCE = (("teacher", "path", ""), ("data", "max_value", 0))  # earlier workdirs lack them
+ADDED_SINCE = (  # earlier workdirs lack them
+    ("teacher", "path", ""),
+    ("data", "max_value", 0),
+    ("step_one", "prediction", ""),
+)
 
 
 def load_config(path: str | pathlib.Path) -> ConfigDict:
@@ -269,6 +274,11 @@ def check_together(config):
     for w in config.evaluation.w:
         check_w(w, config.w_range, what="evaluation.w")
     for name in config.distillations:
+        if config.step_one.prediction and DISTILLATIONS[name].learns_pair:
+            raise UserError(
+                f"distillations has {name}, which learns from the teacher itself and has no step "
+                "one to predict something else after: leave step_one.prediction ''"
+            )
         for w in config[name].w if DISTILLATIONS[name].knows_one_w else ():
             check_w(w, config.w_range, what=f"{name}.w")
     check_distillations(config)

@@ -88,13 +88,14 @@ def plan_stages(config, teacher=None):
 
 
 def _step_one(plain, shared, w_range, below=""):
+    optimization = {k: v for k, v in plain["step_one"].items() if v or k != "prediction"}
     return Stage(
         stage_name("step_one", below=below),
         "step_one",
         f"{below.replace('/', ' ')} step one".strip(),
         "teacher",
-        plain["step_one"],
-        shared | {"w_range": list(w_range), "step_one": plain["step_one"]},
+        optimization,
+        shared | {"w_range": list(w_range), "step_one": optimization},
         w_range,
     )
 

@@ -159,7 +159,7 @@ class Trainer:
             "factor": stage.factor,
             "w_range": stage.w_range and list(stage.w_range),
             "schedule": {"name": "cosine"} | stage.settings["schedule"],
-            "parameterization": self.programs.student.prediction,
+            "parameterization": self.programs.model_of(stage).prediction,
             "data": self.dataset.name,
             "num_classes": self.source.num_classes,
             "class_names": list(self.dataset.class_names),
