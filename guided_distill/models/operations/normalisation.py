@@ -1,5 +1,7 @@
 """Normalisations, computed in float32 and given in the dtype of x."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -10,9 +12,34 @@ FLOAT32_EPS = float(jnp.finfo(jnp.float32).eps)
 
 def _standardised(x, axes, eps):
     """(x − mean) / √(variance + ε) over `axes`, float32."""
-    x = x.astype(jnp.float32)
+    return _standardise(x.astype(jnp.float32), axes, eps)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _standardise(x, axes, eps):
+    """As above, with the gradient that needs the fewest passes over x.
+
+    Derived line by line it is one in which XLA works the same sums out several times over.
+    """
+    return _standardise_and_keep(x, axes, eps)[0]
+
+
+def _standardise_and_keep(x, axes, eps):
     centred = x - jnp.mean(x, axes, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(centred**2, axes, keepdims=True) + eps)
+    rate = jax.lax.rsqrt(jnp.mean(centred**2, axes, keepdims=True) + eps)
+    y = centred * rate
+    return y, (y, rate)
+
+
+def _standardise_back(axes, eps, kept, grad):
+    """∂/∂x = (g − mean(g) − y mean(g y)) / √(variance + ε)."""
+    y, rate = kept
+    mean = jnp.mean(grad, axes, keepdims=True)
+    along = jnp.mean(grad * y, axes, keepdims=True)
+    return (rate * (grad - mean - y * along),)
+
+
+_standardise.defvjp(_standardise_and_keep, _standardise_back)
 
 
 def _affine(x, weight, bias):
