@@ -116,7 +116,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "from",
     None,
-    "import: a Python file whose get_teacher() gives the arguments of guided_distill.import_torch.",
+    "import: a diffusers folder, or a Python file whose get_teacher() gives the arguments of "
+    "guided_distill.import_torch.",
 )
 flags.DEFINE_string(
     "weights", None, "convert_inception: the .pth file that the field's FID tools use."
