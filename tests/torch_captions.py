@@ -334,9 +334,8 @@ def draw_stock(pipe, prompts, noise, w, num_steps):
 
 def table(of, steps, weights, count):
     """Prints distance and accuracy by w and N: teacher, stock DDIM, student in both samplers."""
-    from guided_distill.models.pipeline import Pipeline
-
     from guided_distill import Sampler
+    from guided_distill.models.pipeline import Pipeline
 
     judge, rng = Judge(of / "classifier.pt"), np.random.default_rng(0)
     labels = load_pictures()[1][:count]
