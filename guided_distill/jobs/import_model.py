@@ -8,7 +8,14 @@ import runpy
 from guided_distill.errors import UserError
 from guided_distill.system.files import local_path
 
-WHAT = "a Python file whose get_teacher() gives the arguments of guided_distill.import_torch"
+WHAT = (
+    "a Python file whose get_teacher() gives the arguments of guided_distill.import_torch, or "
+    "whose get_function() gives those of guided_distill.import_function"
+)
+NEEDED = {  # of the arguments that each function of such a file gives
+    "get_teacher": {"module", "example", "z", "time", "prediction", "schedule"},
+    "get_function": {"module", "example"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +27,7 @@ class Request:
 
 
 def run(request):
-    """Imports the model of a Python file; `out` is the folder that is written."""
+    """Imports the model or function of a Python file; `out` is the folder that is written."""
     path = local_path(request.from_, "`from`")
     if not request.from_:
         raise UserError(f"`from` is missing: name {WHAT}")
@@ -29,10 +36,11 @@ def run(request):
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"`from` {path} must be {WHAT}")
     check_torch()
-    from guided_distill.models.importing import import_torch
+    from guided_distill.models.importing import import_function, import_torch
 
-    arguments = read_arguments(path)
-    import_torch(**(arguments | {"out": request.out}))
+    name, arguments = read_arguments(path)
+    write = {"get_teacher": import_torch, "get_function": import_function}[name]
+    write(**(arguments | {"out": request.out}))
 
 
 def check_torch():
@@ -42,12 +50,15 @@ def check_torch():
 
 
 def read_arguments(path):
-    """The arguments that a Python file's `get_teacher()` gives."""
-    found = runpy.run_path(str(path)).get("get_teacher")
-    if not callable(found):
-        raise UserError(f"{pathlib.Path(path)} defines no get_teacher(): it must be {WHAT}")
-    arguments = dict(found())
-    missing = {"module", "example", "z", "time", "prediction", "schedule"} - set(arguments)
+    """(name, arguments) of the one of a Python file's functions `NEEDED` that it defines."""
+    defined = runpy.run_path(str(path))
+    found = [name for name in NEEDED if callable(defined.get(name))]
+    if len(found) != 1:
+        which = "both get_teacher() and get_function()" if found else "no get_teacher()"
+        raise UserError(f"{pathlib.Path(path)} defines {which}: it must be {WHAT}")
+    (name,) = found
+    arguments = dict(defined[name]())
+    missing = NEEDED[name] - set(arguments)
     if missing:
-        raise UserError(f"get_teacher() of {path} gives no {', '.join(sorted(missing))}")
-    return arguments
+        raise UserError(f"{name}() of {path} gives no {', '.join(sorted(missing))}")
+    return name, arguments
