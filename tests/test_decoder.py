@@ -24,10 +24,11 @@ from guided_distill.evaluation.measure import Measurement
 from guided_distill.evaluation.metrics import frechet_distance, moments
 from guided_distill.evaluation.nearest import nearest_images
 from guided_distill.evaluation.reference import compute_reference
-from guided_distill.jobs import import_model, reference_stats
+from guided_distill.jobs import import_model, reference_stats, translate
 from guided_distill.jobs import sample as sampling
 from guided_distill.jobs.common import see_data
 from guided_distill.jobs.evaluate import evaluate
+from guided_distill.jobs.measure_images import measure_images
 from guided_distill.run import settings
 from guided_distill.run.settings import read_config
 from guided_distill.system.sharding import make_mesh
@@ -444,3 +445,74 @@ def test_another_decoder_is_measured_anew_and_the_same_is_not(run_folder, folder
     config.evaluation.decoder = str(folders / "decoder")
     with pytest.raises(UserError, match="was made with another"):
         evaluate(config, run_folder)
+
+
+@pytest.fixture(scope="module")
+def labelled(folders, tmp_path_factory):
+    """(config, workdir) of a finished run on labelled latents, encoder and all."""
+    os.environ["TEXT_TO_LATENTS"] = str(folders)
+    root = tmp_path_factory.mktemp("labelled")
+    labels = np.arange(60) % 3
+    noise = np.random.default_rng(0).standard_normal((60, *SAMPLE))
+    (root / "latents").mkdir()
+    x = (0.3 * noise + labels[:, None, None, None] - 1.0).astype(np.float32)
+    np.savez(root / "latents" / "000.npz", x=x, labels=labels)
+    write_teacher(root / "teacher", takes=("labels",), schedule="cosine")
+    config = get_config()
+    config.data.path, config.teacher.path = str(root / "latents"), str(root / "teacher")
+    config.evaluation.decoder = str(folders / "decoder")
+    with config.ignore_type():
+        config.distillations = ("deterministic", "encoder")
+        config.evaluation.translations, config.evaluation.translation_num_steps = ((0, 2),), 1
+    config.evaluation.paper_report, config.evaluation.classifier_updates = True, 60
+    guided_distill.train(config, root / "run")
+    return config, root / "run"
+
+
+@pytest.mark.slow
+def test_labelled_latents_have_a_classifier_translations_and_the_papers_figures(labelled):
+    config, workdir = labelled
+    results = json.loads((workdir / "report/results.json").read_text())
+    provenance, rows = results["provenance"], results["rows"]
+    assert provenance["classifier"] and provenance["classifier_accuracy"] > 0.9
+    assert all(row["accuracy"] is not None and row["is"] is not None for row in rows)
+    assert rows[0]["features"] == provenance["classifier"]
+    assert rows[0]["features"].endswith(f"-of-{provenance['decoder']}")
+    assert len(results["translations"]) == 4
+    for name in ("paper.md", "paper/run/translation_0_to_2.png", "paper/run/ddim.png"):
+        assert (workdir / "report" / name).exists(), name
+
+
+@pytest.mark.slow
+def test_latents_are_translated_into_pictures(labelled, tmp_path):
+    config, workdir = labelled
+    ask = dict(source_label=0, target_label=2, n=4, w=(0.0, 1.0), out=str(tmp_path / "x.png"))
+    translate.run(translate.Request(config, str(workdir), **ask))
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert rows and all(np.isfinite(row["round_trip_rmse"]) for row in rows)
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size[0] > 100
+    mine = np.random.default_rng(0).integers(0, 256, (2, *PICTURE), np.uint8)
+    for k, image in enumerate(mine):
+        Image.fromarray(image).save(tmp_path / f"{k}.png")
+    with pytest.raises(UserError, match="`images` are pictures, and latents holds latents"):
+        translate.run(translate.Request(config, str(workdir), **ask, images=(str(tmp_path),)))
+    blind = config.copy_and_resolve_references()
+    blind.evaluation.decoder, blind.evaluation.paper_report = "", False
+    blind.evaluation.translations = ()
+    with pytest.raises(UserError, match="shows pictures, and latents holds latents: name their"):
+        translate.run(translate.Request(blind, str(workdir), **ask))
+
+
+@pytest.mark.slow
+def test_any_images_are_measured_against_decoded_latents(labelled, tmp_path, capsys):
+    """The data's own decoded latents, saved as files, are no distance from them."""
+    config, workdir = labelled
+    seen = see_data(config, open_dataset(config.data))
+    images, _ = seen.train.read(np.arange(len(seen.train)))
+    for k, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{k:02d}.png")
+    measure_images(config, workdir, [str(tmp_path)], out=str(tmp_path / "mine.json"))
+    row = json.loads((tmp_path / "mine.json").read_text())
+    assert row["n"] == len(images) == 54
+    assert_allclose(row["fid"], 0.0, atol=1e-3)

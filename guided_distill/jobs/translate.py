@@ -71,7 +71,7 @@ def run(request):
     if not seen.pictures:
         raise UserError(
             f"--mode=translate shows pictures, and {dataset.name} holds latents: name their "
-            "decoder with --config.evaluation.decoder"
+            "decoder with evaluation.decoder"
         )
     x = choose_images(request, source_label, dataset, record["image_shape"])
     generators = Generators(sharding.make_mesh(), min(request.batch_size, len(x)))
