@@ -163,6 +163,11 @@ def get_config():
     config.evaluation.num_draws = 1  # of so many samples each; 3 give error bars
     config.evaluation.batch_size = 256  # samples per call
     config.evaluation.seed = 1_000  # of the noise that every model starts from
+    # Folders of functions that --mode=import wrote
+    config.evaluation.decoder = (
+        ""  # makes pictures of latents; "" = teacher.path's decoder/, if any
+    )
+    config.evaluation.features = ""  # for distances; "" = inception, or the classifier
     config.evaluation.inception = ""  # weights of --mode=convert_inception; "" = the classifier
     config.evaluation.reference_stats = ""  # .npz with mu and sigma; "" = of the training pictures
     config.evaluation.classifier_updates = 1_000  # of the data set's own classifier

@@ -83,6 +83,12 @@ flags.DEFINE_enum(
     ("", "ddim", "stochastic", "ancestral"),
     "sample: the sampler; default: the one that the model was made for.",
 )
+flags.DEFINE_string(
+    "decoder",
+    None,
+    "sample: folder of a function that makes pictures of latents; default: evaluation.decoder of "
+    "the run, or decoder/ in its teacher's folder.",
+)
 flags.DEFINE_boolean("force", None, "sample: take --sampler though the model was not made for it.")
 flags.DEFINE_string("source_label", None, "translate: class of the images, a number or a name.")
 flags.DEFINE_string("target_label", None, "translate: class to make of them, a number or a name.")
@@ -109,15 +115,15 @@ flags.DEFINE_integer("seed", None, "sample, translate: seed of the noise (defaul
 flags.DEFINE_string(
     "out",
     None,
-    "sample: an image (grid.png) or arrays (samples.npz; of latents always). translate: the "
-    "figure. reference_stats, convert_inception: the .npz to write. evaluate --images: JSON. "
-    "import: the folder to write.",
+    "sample: an image (grid.png; of latents through a decoder) or arrays (samples.npz). "
+    "translate: the figure. reference_stats, convert_inception: the .npz to write. "
+    "evaluate --images: JSON. import: the folder to write.",
 )
 flags.DEFINE_string(
     "from",
     None,
     "import: a diffusers folder, or a Python file whose get_teacher() gives the arguments of "
-    "guided_distill.import_torch.",
+    "guided_distill.import_torch, or whose get_function() those of guided_distill.import_function.",
 )
 flags.DEFINE_string(
     "weights", None, "convert_inception: the .pth file that the field's FID tools use."

@@ -28,8 +28,10 @@ def write_latents(folder, n=N, seed=0, dtype=np.float16):
     return folder
 
 
-def write_teacher(out, *, takes=("text", "pooled"), channels=2, bound=None, guided=True):
-    """An imported network of eps on 1000 times, channels second."""
+def write_teacher(
+    out, *, takes=("text", "pooled"), channels=2, bound=None, guided=True, schedule="scaled_linear"
+):
+    """An imported network of eps, channels second."""
     import torch
     from torch import nn
 
@@ -67,7 +69,7 @@ def write_teacher(out, *, takes=("text", "pooled"), channels=2, bound=None, guid
     null |= {"labels": 10} if "labels" in takes else {}
     return guided_distill.import_torch(
         Net().eval(), example, out=out, z="z", time="t", prediction="eps",
-        schedule="scaled_linear", null=null if guided else None, bound=bound,
+        schedule=schedule, null=null if guided else None, bound=bound,
     )  # fmt: skip
 
 

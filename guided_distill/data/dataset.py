@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 
+from guided_distill.data.pixels import to_uint8
 from guided_distill.errors import UserError
 
 SPLIT_SEED = 0
@@ -20,7 +21,10 @@ class Dataset:
       class_names: their names, a tuple; () where they have none.
       example: one (x, conditioning) as `jax.ShapeDtypeStruct`s.
       null: `{name: one example}` of the conditioning that means none; None where it is not said.
+      decoder: `Decoder` that makes pictures of what models learn; None where that are the x.
     """
+
+    decoder = None
 
     def __init__(
         self, name, image_shape, num_classes, load, class_names=(), *, example=None, null=None
@@ -35,6 +39,11 @@ class Dataset:
     def pictures(self):
         """Whether x are pictures, uint8, and not latents."""
         return self.example[0].dtype == np.uint8
+
+    def see(self, x):
+        """Samples `[n, …]` float32 as they are looked at: pictures `[n, H, W, C]` uint8, of x in
+        [-1, 1]; latents as they are."""
+        return to_uint8(x) if self.pictures else x
 
     @functools.cached_property
     def train(self):

@@ -12,7 +12,7 @@ import optax
 
 from guided_distill.data.batches import batch_indices
 from guided_distill.data.pixels import to_float
-from guided_distill.evaluation.features import FeatureExtractor, apply_in_batches
+from guided_distill.evaluation.features import FeatureExtractor
 from guided_distill.system.files import (
     Damaged,
     load_params,
@@ -22,6 +22,7 @@ from guided_distill.system.files import (
     write_json,
 )
 from guided_distill.system.progress import Progress
+from guided_distill.system.sharding import apply_in_batches
 
 BATCH_SIZE = 100
 LEARNING_RATE = 2e-3

@@ -194,9 +194,9 @@ class Comparison:
             if store is not None:
                 x = store.read(start, stop)
             others = {name: self._compared(contender, name, w, start, stop) for name in REFERENCES}
-            measurement.add(x, self.asked.read(start, stop), others)
+            seen = measurement.add(x, self.asked.read(start, stop), others)
             if start < IMAGES_KEPT:
-                kept.append(self.extractor.see(x))
+                kept.append(seen)
         row = {
             "model": contender.model,
             "sampler": contender.sampler,

@@ -1,4 +1,4 @@
-"""What turns samples into features: a classifier, InceptionV3, or of latents the latents."""
+"""What turns samples into features: a classifier, InceptionV3, a network that was imported."""
 
 import dataclasses
 import math
@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guided_distill.data.pixels import to_uint8
+from guided_distill.data.pixels import to_float, to_uint8
+from guided_distill.errors import UserError
 from guided_distill.evaluation.inception import NUM_FEATURES, InceptionV3
 from guided_distill.evaluation.inception_weights import load_inception
-from guided_distill.system.sharding import batch_sharding, place, put, to_host
+from guided_distill.models.function import load_unary, named_with_digest
+from guided_distill.models.imported import from_channels_last
+from guided_distill.system.sharding import apply_over, place
 
-INCEPTION_BATCH = 32  # pictures per device and call
+PER_DEVICE = 32  # pictures per call
 LATENT_FEATURES = 256  # at most
 PROJECTION_SEED = 0
 
@@ -27,6 +30,7 @@ class FeatureExtractor:
       resize: what is done to pictures of another size, in words.
       apply: `images [n, H, W, C]` uint8 -> (features `[n, D]`, log-probabilities
         `[n, classes]`, None where it has no classes).
+      see: samples `[n, …]` float32 -> what `apply` takes of them.
       of_pictures: whether it looks at pictures, and not at latents.
     """
 
@@ -34,21 +38,16 @@ class FeatureExtractor:
     num_features: int
     resize: str
     apply: object
-    of_pictures = True
-
-    def see(self, x):
-        """Samples as `apply` takes them: pictures of x in [-1, 1]."""
-        return to_uint8(x)
+    see: object = dataclasses.field(default=to_uint8, kw_only=True)
+    of_pictures: bool = dataclasses.field(default=True, kw_only=True)
 
 
-class LatentExtractor(FeatureExtractor):
-    """Latents themselves as features; it gives no probabilities."""
-
-    of_pictures = False
-
-    def see(self, x):
-        """x as it is."""
-        return x
+def through(decoder, extractor):
+    """An extractor that sees latents through a `Decoder`, and is named so; None changes nothing."""
+    if decoder is None:
+        return extractor
+    name = f"{extractor.name}-of-{decoder.name}"
+    return dataclasses.replace(extractor, name=name, see=decoder)
 
 
 def latent_extractor(sample_shape):
@@ -58,16 +57,24 @@ def latent_extractor(sample_shape):
     """
     size = math.prod(sample_shape)
     if size <= LATENT_FEATURES:
-        apply = lambda x: (np.asarray(x, np.float32).reshape(len(x), -1), None)  # noqa: E731
-        return LatentExtractor(f"latents-{size}", size, "none", apply)
+        return _latent_extractor(f"latents-{size}", size, _flat)
     rng = np.random.Generator(np.random.Philox(PROJECTION_SEED))
     matrix = rng.standard_normal((size, LATENT_FEATURES), np.float32) / LATENT_FEATURES**0.5
 
-    def project(x):
-        return np.asarray(x, np.float32).reshape(len(x), -1) @ matrix, None
-
     name = f"latents-{size}-projected-to-{LATENT_FEATURES}-seed-{PROJECTION_SEED}"
-    return LatentExtractor(name, LATENT_FEATURES, "none", project)
+    return _latent_extractor(name, LATENT_FEATURES, lambda x: _flat(x) @ matrix)
+
+
+def _latent_extractor(name, num_features, features):
+    """An extractor that looks at latents as they are; it gives no probabilities."""
+    as_they_are = {"see": lambda x: x, "of_pictures": False}
+    return FeatureExtractor(
+        name, num_features, "none", lambda x: (features(x), None), **as_they_are
+    )
+
+
+def _flat(x):
+    return np.asarray(x, np.float32).reshape(len(x), -1)
 
 
 def load_inception_extractor(path, mesh):
@@ -77,7 +84,6 @@ def load_inception_extractor(path, mesh):
     """
     params, sha256 = load_inception(path)
     params = place(params, mesh)
-    sharding = batch_sharding(mesh)
 
     def extract(params, images):
         if images.shape[-1] == 1:
@@ -88,11 +94,8 @@ def load_inception_extractor(path, mesh):
     compiled = jax.jit(extract)  # Weights are an argument: as constants they would be folded.
 
     def apply(images):
-        per_device = min(INCEPTION_BATCH, -(-len(images) // mesh.size))
-        return apply_in_batches(
-            lambda batch: compiled(params, put(batch, sharding)),
-            images,
-            per_device * mesh.size,
+        return apply_over(
+            mesh, lambda batch: compiled(params, batch), images, per_device=PER_DEVICE
         )
 
     return FeatureExtractor(
@@ -103,10 +106,44 @@ def load_inception_extractor(path, mesh):
     )
 
 
-def apply_in_batches(apply, images, batch_size):
-    """`apply` on batches of one size, its outputs put together as NumPy arrays `[n, …]`."""
-    outputs = []
-    for start in range(0, len(images), batch_size):
-        rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-        outputs.append([out[: len(images) - start] for out in to_host(apply(images[rows]))])
-    return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
+def load_imported_extractor(path, image_shape, mesh):
+    """An imported network of features (`evaluation.features`) over all devices of a mesh.
+
+    Args:
+      path: folder of a `Function` of pictures `[B, C, H, W]` in [-1, 1] to features `[B, D]`; its
+        one result, or its results `features` and, where there is one, `logits` `[B, classes]`.
+      image_shape: (H, W, C) of the pictures.
+      mesh: device mesh.
+
+    Raises:
+      UserError: where the network takes or gives something else.
+    """
+    key = "evaluation.features"
+    function, name, result = load_unary(path, key, "features")
+    takes, (height, width, channels) = function.inputs[name].shape, image_shape
+    if takes != (channels, height, width):
+        raise UserError(
+            f"{key} {path} takes {list(takes)}, but the pictures are [{channels}, {height}, "
+            f"{width}]: a network that wants another size must change it itself"
+        )
+    shape = function.output_shape(result)
+    if len(shape) != 1:
+        raise UserError(
+            f"{key} {path} gives [B, {', '.join(map(str, shape))}]: features must be [B, D]"
+        )
+    params = place(function.params, mesh)
+
+    def extract(params, images):
+        results = function.apply(params, {name: from_channels_last(to_float(images), "NCHW")})
+        classes = [jax.nn.log_softmax(results["logits"])] if "logits" in results else []
+        return results[result], *classes
+
+    compiled = jax.jit(extract)
+
+    def apply(images):
+        features, *log_p = apply_over(
+            mesh, lambda batch: compiled(params, batch), images, per_device=PER_DEVICE
+        )
+        return features, (log_p or [None])[0]
+
+    return FeatureExtractor(named_with_digest(function), shape[0], "none", apply)

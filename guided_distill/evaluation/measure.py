@@ -38,9 +38,12 @@ class Measurement:
         """Adds a batch.
 
         Args:
-          x: samples, `[B, …]`; pictures in [-1, 1].
+          x: samples, `[B, …]`: pictures in [-1, 1], or latents.
           labels: what was asked for, `[B]`; not looked at without a classifier.
           others: `{name: samples of another model on the same noise, or None}`.
+
+        Returns:
+          The samples as the extractor sees them.
         """
         if not np.isfinite(x).all():
             bad = self._moments.n + int(
@@ -64,6 +67,7 @@ class Measurement:
             if other is not None:
                 error = np.square(np.asarray(x, np.float64) - other).mean() * len(x)
                 self._squares[name] = self._squares.get(name, 0.0) + error
+        return images
 
     def result(self):
         """The metrics as plain JSON; those that cannot be measured are None."""

@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 
+from guided_distill.data.decoded import DecodedSource
 from guided_distill.errors import UserError
 from guided_distill.evaluation.metrics import Moments, neighbour_radii
 from guided_distill.system.files import DIGEST, json_sha256, replacing
@@ -28,7 +29,8 @@ class ReferenceStats:
       covariance: `[D, D]` float64.
       features: `[m, D]` float32, an even share of all of them; None in files of other tools.
       provenance: `data`, `data_sha256`, `n`, `features` (the extractor), `resize`, `stride` (of
-        the pictures whose features are kept); of other tools' files only what is known.
+        the pictures whose features are kept), `decoder` where the pictures are decoded latents; of
+        other tools' files only what is known.
     """
 
     mean: np.ndarray
@@ -69,6 +71,7 @@ def compute_reference(source, extractor):
         kept.append(np.asarray(features[indices % stride == 0], np.float32))
         progress(int(indices[-1]) + 1)
     progress.close()
+    decoded = {"decoder": source.decoder.name} if isinstance(source, DecodedSource) else {}
     return ReferenceStats(
         moments.mean,
         moments.covariance,
@@ -80,6 +83,7 @@ def compute_reference(source, extractor):
             "features": extractor.name,
             "resize": extractor.resize,
             "stride": stride,
+            **decoded,
         },
     )
 

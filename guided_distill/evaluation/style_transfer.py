@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from guided_distill.data.pixels import to_float, to_uint8
+from guided_distill.data.pixels import as_learnt
 from guided_distill.distill.distillations import (
     DETERMINISTIC,
     ENCODE,
@@ -74,25 +74,25 @@ def make_coder(system, encoder, decoder, generators, *, num_steps, seed):
     return Coder(system, num_steps, calls, make_run(encoder, ENCODE), make_run(decoder, "ddim"))
 
 
-def translate_images(coders, images, source_labels, target_labels, *, encoder_w, weights):
+def translate_images(coders, x, source_labels, target_labels, *, encoder_w, weights):
     """Encodes with the source labels, decodes with the target labels.
 
     Args:
       coders: `Coder`s.
-      images: `[n, H, W, C]` uint8.
+      x: what is translated, as models learn it, `[n, …]` float32: pictures or their latents.
       source_labels: `[n]`, what the pictures show.
       target_labels: `[n]`, what they are to become.
       encoder_w: guidance weight of the encoders.
       weights: guidance weights of the decoders.
 
     Returns:
-      `{(coder title, w): x [n, H, W, C] float32}`, and at (coder title, None) the round trip,
+      `{(coder title, w): x [n, …] float32}`, and at (coder title, None) the round trip,
       decoded with the source label at `encoder_w`.
     """
-    n = len(images)
+    n = len(x)
     translated = {}
     for coder in coders:
-        latents = coder.encode(to_float(images), source_labels, np.full(n, encoder_w))
+        latents = coder.encode(x, source_labels, np.full(n, encoder_w))
         back = coder.decode(latents, source_labels, np.full(n, encoder_w))
         translated[coder.title, None] = back
         for w in weights:
@@ -100,29 +100,26 @@ def translate_images(coders, images, source_labels, target_labels, *, encoder_w,
     return translated
 
 
-def measure_translation(
-    coders, images, source_labels, target_labels, *, encoder_w, weights, classifier
-):
+def measure_translation(coders, x, source_labels, target_labels, *, encoder_w, weights, classifier):
     """Translates pictures with each coder and measures what came of it.
 
     Args:
-      coders, images, source_labels, target_labels, encoder_w, weights: see
-        `translate_pictures`.
+      coders, x, source_labels, target_labels, encoder_w, weights: see `translate_images`.
       classifier: `TrainedClassifier`, which judges the class.
 
     Returns:
-      (rows, translated): a row per coder and weight, plain JSON; what `translate_pictures` gave.
+      (rows, translated): a row per coder and weight, plain JSON; what `translate_images` gave.
     """
-    x, n = to_float(images), len(images)
+    n = len(x)
     translated = translate_images(
-        coders, images, source_labels, target_labels, encoder_w=encoder_w, weights=weights
+        coders, x, source_labels, target_labels, encoder_w=encoder_w, weights=weights
     )
     rows = []
     for coder in coders:
         for w in weights:
             decoded = translated[coder.title, w]
             fresh = coder.decode(None, target_labels, np.full(n, w))
-            _, log_p = classifier.apply(to_uint8(decoded))
+            _, log_p = classifier.apply(classifier.see(decoded))
             rows.append(
                 {
                     "system": coder.system,
@@ -168,28 +165,34 @@ def coder_steps(stages):
 
 
 def images_of_pairs(source, pairs):
-    """All pictures of each pair's source label, to become the target label.
+    """All x of each pair's source label, to become the target label.
 
     Args:
       source: data source.
       pairs: (source label, target label) pairs.
 
     Returns:
-      (images `[n, H, W, C]` uint8, source labels `[n]`, target labels `[n]`).
+      (x `[n, …]` float32 as models learn it, source labels `[n]`, target labels `[n]`).
     """
     chosen = [(np.flatnonzero(source.labels == old), old, new) for old, new in pairs]
     indices = np.concatenate([rows for rows, _, _ in chosen])
     old_labels, new_labels = (
         np.concatenate([np.full(len(entry[0]), entry[k]) for entry in chosen]) for k in (1, 2)
     )
-    images, _ = source.read(indices)
-    return images, old_labels, new_labels
+    x, _ = source.read(indices)
+    return as_learnt(x), old_labels, new_labels
 
 
-def translation_blocks(images, translated):
-    """One block per coder for `save_strips`: sources, round trip, then one strip per w."""
+def translation_blocks(x, translated, see):
+    """One block per coder for `save_strips`: sources, round trip, then one strip per w.
+
+    Args:
+      x: what was translated.
+      translated: of `translate_images`.
+      see: x -> pictures, uint8.
+    """
     blocks = {}
-    for (title, w), x in translated.items():
-        block = blocks.setdefault(title, {"source": images[:SHOWN]})
-        block["round trip" if w is None else f"w = {w:g}"] = to_uint8(x[:SHOWN])
+    for (title, w), became in translated.items():
+        block = blocks.setdefault(title, {"source": see(x[:SHOWN])})
+        block["round trip" if w is None else f"w = {w:g}"] = see(became[:SHOWN])
     return blocks

@@ -31,6 +31,7 @@ from guided_distill.jobs.common import (
     load_classifier,
     make_generators,
     open_data,
+    see_data,
 )
 from guided_distill.jobs.measure_images import measure_images
 from guided_distill.report.run_report import (
@@ -81,14 +82,17 @@ def run(request):
             to_stdout(f"evaluated before: {workdir / 'report' / 'index.html'}")
 
 
-def evaluate(config, workdir, generators=None, dataset=None):
-    """Compares all finished stages and writes `report/`; False where it stood there already."""
+def evaluate(config, workdir, generators=None, dataset=None, seen=None):
+    """Compares all finished stages and writes `report/`; False where it stood there already.
+
+    What is left out is made: `make_generators`, `open_data`, `see_data`.
+    """
     workdir = pathlib.Path(workdir)
     stages = find_stages(workdir)
     check_evaluation(config, workdir, stages)
     done = read_results(workdir, stages)
     asked = settings.to_plain(config)["evaluation"], settings.file_digests(config)
-    same = done and (done["provenance"]["evaluation"], done["provenance"]["files"]) == asked
+    same = done and (evaluation_of(done), done["provenance"]["files"]) == asked
     if same and from_first(lambda: report_is_whole(workdir / "report", done)):
         return False
 
@@ -96,23 +100,23 @@ def evaluate(config, workdir, generators=None, dataset=None):
     dataset = dataset or open_data(config)
     for stage in stages.values():
         check_data(stage.path, stage.record, dataset.train)
-    classifier = load_classifier(config, workdir, dataset)
-    extractor = choose_extractor(config, dataset, classifier)
-    reference = find_reference(config, workdir, dataset.train, extractor)
-    rows, images = compare(
-        config, workdir, stages, generators, dataset, (extractor, classifier, reference)
-    )
+    seen = seen or see_data(config, dataset)
+    classifier = load_classifier(config, workdir, seen)
+    extractor = choose_extractor(config, seen, classifier)
+    reference = find_reference(config, workdir, seen.train, extractor)
+    measures = extractor, classifier, reference
+    rows, images = compare(config, workdir, stages, generators, dataset, measures)
     weights, seed = config.evaluation.w, config.evaluation.seed
     results = {
         "format": RESULTS_FORMAT,
         "rows": rows,
         "translations": evaluate_translation(config, stages, generators, classifier, dataset.test),
         "round_gaps": measure_round_gaps(stages, dataset.train, weights, seed=seed),
-        "provenance": describe(config, stages, extractor, classifier, reference, dataset),
+        "provenance": describe(config, stages, *measures, seen),
     }
     nearest = {}
     if images:
-        nearest = nearest_images(fewest_calls(images), extractor, reference, dataset.train)
+        nearest = nearest_images(fewest_calls(images), extractor, reference, seen.train)
     write_report(workdir / "report", results, images, nearest)
     write_to_tensorboard(workdir, results)
     to_stdout(terminal_summary(results))
@@ -123,7 +127,8 @@ def evaluate(config, workdir, generators=None, dataset=None):
 def compare(config, workdir, stages, generators, dataset, measures):
     """(rows over all draws, images of the first), as `Comparison.run` has them.
 
-    `measures` is (extractor, classifier, reference). Of latents there are no images.
+    `measures` is (extractor, classifier, reference). Of latents that nothing decodes there are no
+    images.
     """
     evaluation = config.evaluation
     extractor, classifier, reference = measures
@@ -153,7 +158,7 @@ def compare(config, workdir, stages, generators, dataset, measures):
         for draw in range(evaluation.num_draws)
     ]
     rows = [merge_draws(same) for same in zip(*(rows for rows, _ in draws), strict=True)]
-    return rows, draws[0][1] if dataset.pictures else {}
+    return rows, draws[0][1] if extractor.of_pictures else {}
 
 
 def write_to_tensorboard(workdir, results):
@@ -186,6 +191,11 @@ def evaluate_translation(config, stages, generators, classifier, test_source):
     return rows
 
 
+def evaluation_of(results):
+    """The settings that results were measured with, those of earlier versions filled up."""
+    return settings.ADDED_SINCE["evaluation"] | results["provenance"]["evaluation"]
+
+
 def read_results(workdir, stages):
     """What `evaluate` measured; None where it did not, or other stages than `stages`."""
     results = read_json(workdir / "report" / "results.json", derived=True)
@@ -206,12 +216,13 @@ def check_evaluation(config, workdir, stages):
 
 
 def describe(config, stages, extractor, classifier, reference, dataset):
-    """What a report's numbers rest on, as plain JSON."""
+    """What a report's numbers rest on, as plain JSON; `dataset` is that of `see_data`."""
     provenance = {
         "evaluation": settings.to_plain(config)["evaluation"],
         "params_sha256": params_hashes(stages),
         "data": dataset.name,
         "pictures": dataset.pictures,
+        "decoder": dataset.decoder and dataset.decoder.name,
         "features": extractor.name,
         "reference": reference.provenance | {"sha256": reference.sha256},
         "files": settings.file_digests(config),

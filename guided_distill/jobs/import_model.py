@@ -9,8 +9,15 @@ import runpy
 from guided_distill.errors import UserError
 from guided_distill.system.files import local_path
 
-WHAT = "a Python file whose get_teacher() gives the arguments of guided_distill.import_torch"
+WHAT = (
+    "a Python file whose get_teacher() gives the arguments of guided_distill.import_torch, or "
+    "whose get_function() gives those of guided_distill.import_function"
+)
 WHAT_ELSE = "a diffusers folder"
+NEEDED = {  # of the arguments that each function of such a file gives
+    "get_teacher": {"module", "example", "z", "time", "prediction", "schedule"},
+    "get_function": {"module", "example"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +29,7 @@ class Request:
 
 
 def run(request):
-    """Imports a diffusers folder or the model of a Python file; writes the folder `out`."""
+    """Imports a diffusers folder, or the model or function of a Python file, as the folder `out`."""
     path = local_path(request.from_, "`from`")
     if not request.from_:
         raise UserError(f"`from` is missing: name {WHAT_ELSE}, or {WHAT}")
@@ -34,9 +41,7 @@ def run(request):
     if path.is_dir():
         import_folder(path, request.out)
     else:
-        from guided_distill.models.importing import import_torch
-
-        import_torch(**(read_arguments(path) | {"out": request.out}))
+        import_file(path, request.out)
 
 
 def import_folder(path, out):
@@ -47,6 +52,15 @@ def import_folder(path, out):
     import_diffusers(path, out=out)
 
 
+def import_file(path, out):
+    """Imports what a Python file gives."""
+    from guided_distill.models.importing import import_function, import_torch
+
+    name, arguments = read_arguments(path)
+    write = {"get_teacher": import_torch, "get_function": import_function}[name]
+    write(**(arguments | {"out": out}))
+
+
 def check_torch():
     """Refuses an import where PyTorch is not installed."""
     if not importlib.util.find_spec("torch"):
@@ -54,12 +68,15 @@ def check_torch():
 
 
 def read_arguments(path):
-    """The arguments that a Python file's `get_teacher()` gives."""
-    found = runpy.run_path(str(path)).get("get_teacher")
-    if not callable(found):
-        raise UserError(f"{pathlib.Path(path)} defines no get_teacher(): it must be {WHAT}")
-    arguments = dict(found())
-    missing = {"module", "example", "z", "time", "prediction", "schedule"} - set(arguments)
+    """(name, arguments) of the one of a Python file's functions `NEEDED` that it defines."""
+    defined = runpy.run_path(str(path))
+    found = [name for name in NEEDED if callable(defined.get(name))]
+    if len(found) != 1:
+        which = "both get_teacher() and get_function()" if found else "no get_teacher()"
+        raise UserError(f"{pathlib.Path(path)} defines {which}: it must be {WHAT}")
+    (name,) = found
+    arguments = dict(defined[name]())
+    missing = NEEDED[name] - set(arguments)
     if missing:
-        raise UserError(f"get_teacher() of {path} gives no {', '.join(sorted(missing))}")
-    return arguments
+        raise UserError(f"{name}() of {path} gives no {', '.join(sorted(missing))}")
+    return name, arguments

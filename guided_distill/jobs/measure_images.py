@@ -1,9 +1,11 @@
 """The metrics of any images against a data set."""
 
+import dataclasses
+
 import numpy as np
 
 from guided_distill.data.images import read_images
-from guided_distill.data.pixels import to_float
+from guided_distill.data.pixels import to_float, to_uint8
 from guided_distill.errors import UserError
 from guided_distill.evaluation.measure import Measurement
 from guided_distill.jobs.common import (
@@ -11,6 +13,7 @@ from guided_distill.jobs.common import (
     find_reference,
     load_classifier,
     open_data,
+    see_data,
 )
 from guided_distill.report.tables import align
 from guided_distill.system.files import output_path, write_json
@@ -28,9 +31,12 @@ def measure_images(config, workdir, paths, *, skip_broken=False, out=""):
       out: JSON to write; '' writes none.
     """
     out = output_path(out) if out else None
-    dataset = open_data(config)
+    dataset = see_data(config, open_data(config))
     if not dataset.pictures:
-        raise UserError(f"`images` are pictures, and {dataset.name} holds latents")
+        raise UserError(
+            f"`images` are pictures, and {dataset.name} holds latents: name their decoder with "
+            "evaluation.decoder"
+        )
     images, notices = read_images(
         paths,
         dataset.image_shape,
@@ -44,7 +50,8 @@ def measure_images(config, workdir, paths, *, skip_broken=False, out=""):
     classifier = load_classifier(config, workdir, dataset)
     extractor = choose_extractor(config, dataset, classifier)
     reference = find_reference(config, workdir, dataset.train, extractor)
-    measurement = Measurement(len(images), extractor, classifier, reference)
+    extractor = dataclasses.replace(extractor, see=to_uint8)  # They need no decoder.
+    measurement = Measurement(len(images), extractor, None, reference)
     for start in range(0, len(images), config.evaluation.batch_size):
         part = images[start : start + config.evaluation.batch_size]
         measurement.add(to_float(part), np.full(len(part), -1), {})

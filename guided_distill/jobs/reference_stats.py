@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from guided_distill.evaluation.reference import compute_reference, save_reference
-from guided_distill.jobs.common import choose_extractor, load_classifier, open_data
+from guided_distill.jobs.common import choose_extractor, load_classifier, open_data, see_data
 from guided_distill.run import settings
 from guided_distill.system.files import local_path, output_path
 from guided_distill.system.progress import to_stderr
@@ -24,9 +24,9 @@ def run(request):
     config, workdir = request.config, local_path(request.workdir, "`workdir`")
     settings.prepare_config(config)
     out = output_path(request.out) if request.out else None
-    dataset = open_data(config)
+    dataset = see_data(config, open_data(config))
     classifier = None
-    if not config.evaluation.inception:
+    if not (config.evaluation.inception or config.evaluation.features):
         classifier = load_classifier(config, workdir, dataset)
     extractor = choose_extractor(config, dataset, classifier)
     path = out or workdir / "reference" / f"{extractor.name}.npz"

@@ -11,7 +11,7 @@ from guided_distill.evaluation.style_transfer import (
     translate_images,
     translation_blocks,
 )
-from guided_distill.jobs.common import make_generators, open_data
+from guided_distill.jobs.common import eyes_of, make_generators, make_mesh, open_data
 from guided_distill.jobs.evaluate import evaluate, read_results
 from guided_distill.report.grids import save_strips
 from guided_distill.report.paper_figures import FigureMaker
@@ -77,6 +77,8 @@ def read_run(workdir, name, folder):
             f"report is {workdir / 'report' / 'index.html'}"
         )
     measured = results["provenance"]["evaluation"]
+    student = next(stage for stage in stages.values() if stage.record["stage"] == "step_two")
+    see = eyes_of(student, settings.decoder_path(config), make_mesh(config))
     drawn = folder / "paper" / name
     maker = FigureMaker(
         stages,
@@ -85,28 +87,29 @@ def read_run(workdir, name, folder):
         num_steps=measured["num_steps"],
         weights=measured["w"],
         seed=measured["seed"],
+        see=see,
     )
     figures = maker.draw_all()
     if results["translations"]:
-        figures |= draw_translations(drawn, config, measured, stages, generators)
+        figures |= draw_translations(drawn, config, measured, stages, generators, see)
     figures = {caption: f"paper/{name}/{file}" for caption, file in figures.items()}
     return Run(name, results["rows"], results["provenance"], results["translations"], figures)
 
 
-def draw_translations(folder, config, measured, stages, generators):
+def draw_translations(folder, config, measured, stages, generators, see):
     """Figures 3, 4 and 12 of the first few pairs measured: `{caption: file name}`."""
     test_source = open_data(config).test
     num_steps = measured["translation_num_steps"]
     coders = list_coders(stages, generators, num_steps=num_steps, seed=measured["seed"])
     figures = {}
     for old, new in measured["translations"][:TRANSLATIONS_SHOWN]:
-        images, old_labels, new_labels = images_of_pairs(test_source, [(old, new)])
-        images, old_labels, new_labels = (a[:SHOWN] for a in (images, old_labels, new_labels))
+        x, old_labels, new_labels = images_of_pairs(test_source, [(old, new)])
+        x, old_labels, new_labels = (a[:SHOWN] for a in (x, old_labels, new_labels))
         translated = translate_images(
-            coders, images, old_labels, new_labels,
+            coders, x, old_labels, new_labels,
             encoder_w=config.w_range[0], weights=measured["w"],
         )  # fmt: skip
         file = f"translation_{old}_to_{new}.png"
-        save_strips(folder / file, translation_blocks(images, translated), f"{old} to {new}")
+        save_strips(folder / file, translation_blocks(x, translated, see), f"{old} to {new}")
         figures[f"Figures 3, 4, 12: {old} to {new}"] = file
     return figures

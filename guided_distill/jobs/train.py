@@ -10,9 +10,8 @@ import numpy as np
 
 from guided_distill.data.dataset import cycle_labels
 from guided_distill.data.folders import check_outside
-from guided_distill.data.pixels import to_uint8
 from guided_distill.distill.distillations import fitting_samplers
-from guided_distill.jobs.common import make_generators, open_data
+from guided_distill.jobs.common import make_generators, open_data, see_data
 from guided_distill.jobs.evaluate import evaluate
 from guided_distill.jobs.report import write_paper
 from guided_distill.report.grids import grid, is_picture, save_grid
@@ -102,6 +101,7 @@ def train_stages(config, workdir, stage_name, on_images):
     stages = stages_asked(config, finished, stage_name)
     models = make_models(config, dataset.image_shape, dataset.num_classes, finished)
     check_models(config, models[0], dataset)
+    seen = see_data(config, dataset)
     begun = StageFolder(workdir / stages[0].name).read_origin() is not None
     if finished and finished.is_imported and not begun:
         check_reading(models[0], finished.params, dataset.train, path=finished.path)
@@ -111,13 +111,13 @@ def train_stages(config, workdir, stage_name, on_images):
         workdir,
         dataset,
         models,
-        on_stage_end=lambda *args: preview(config, workdir, dataset, generators, on_images, *args),
+        on_stage_end=lambda *args: preview(config, workdir, seen, generators, on_images, *args),
     )
     trained = trainer.run(stages, finished)
     if stage_name:
         to_stderr(f"{stage_name}: {'finished' if trained else 'was finished before'}: {workdir}")
         return bool(trained)
-    evaluated = evaluate(config, workdir, generators, dataset)
+    evaluated = evaluate(config, workdir, generators, dataset, seen)
     if not trained and not evaluated:
         to_stderr(f"this run is finished: {workdir / 'report' / 'index.html'}")
     return bool(trained or evaluated)
@@ -129,7 +129,8 @@ def preview(
     """Draws a strip per guidance weight after a stage: `samples/<stage>.png`, TensorBoard.
 
     Of a stage that was finished before it is drawn where it is missing or damaged. `on_images`, as
-    in `train`, is told of it. Encoders have no samples, and latents no strips.
+    in `train`, is told of it. Encoders have no samples, and latents that nothing decodes no strips;
+    `dataset` is that of `see_data`.
     """
     record = finished.record
     path = workdir / "samples" / f"{stage.name.replace('/', '_')}.png"
@@ -153,7 +154,7 @@ def preview(
         num_steps=num_steps,
         seed=config.evaluation.seed,
     )
-    images = to_uint8(x)
+    images = dataset.see(x)
     save_grid(path, images, PREVIEW_SAMPLES)
     strips = {f"{stage.name}/samples": grid(images, PREVIEW_SAMPLES)[None]}
     write_metrics(lambda to: to.write_images(update, strips) or to.flush())

@@ -7,6 +7,7 @@ import numpy as np
 
 from guided_distill.data.folders import check_outside
 from guided_distill.data.images import read_images
+from guided_distill.data.pixels import as_learnt
 from guided_distill.distill.distillations import ENCODER, students_of
 from guided_distill.distill.ranges import check_distilled, check_w
 from guided_distill.errors import UserError
@@ -21,6 +22,7 @@ from guided_distill.jobs.common import (
     image_path,
     load_classifier,
     open_data,
+    see_data,
 )
 from guided_distill.report.grids import save_strips
 from guided_distill.report.tables import translation_table
@@ -65,30 +67,41 @@ def run(request):
     record = students_of(stages, ENCODER)[num_steps].record
     source_label, target_label = read_request(record, request)
     dataset = open_data(config)
-    images = choose_images(request, source_label, dataset, record["image_shape"])
-    generators = Generators(sharding.make_mesh(), min(request.batch_size, len(images)))
+    seen = see_data(config, dataset)
+    if not seen.pictures:
+        raise UserError(
+            f"--mode=translate shows pictures, and {dataset.name} holds latents: name their "
+            "decoder with evaluation.decoder"
+        )
+    x = choose_images(request, source_label, dataset, record["image_shape"])
+    generators = Generators(sharding.make_mesh(), min(request.batch_size, len(x)))
     rows, translated = measure_translation(
         list_coders(stages, generators, num_steps=num_steps, seed=request.seed),
-        images,
-        np.full(len(images), source_label),
-        np.full(len(images), target_label),
+        x,
+        np.full(len(x), source_label),
+        np.full(len(x), target_label),
         encoder_w=request.encoder_w,
         weights=request.w,
-        classifier=load_classifier(config, workdir, dataset),
+        classifier=load_classifier(config, workdir, seen),
     )
     name = f"{request.source_label}_to_{request.target_label}"
     figure = out or workdir / "translate" / f"{name}.png"
     title = (
         f"{request.source_label} to {request.target_label}, encoded at w = {request.encoder_w:g}"
     )
-    save_strips(figure, translation_blocks(images, translated), title)
+    save_strips(figure, translation_blocks(x, translated, seen.see), title)
     write_json(figure.with_suffix(".json"), {"params_sha256": params_hashes(stages), "rows": rows})
     to_stdout(translation_table(rows))
-    to_stderr(f"{len(images)} images translated: {figure}")
+    to_stderr(f"{len(x)} images translated: {figure}")
 
 
 def choose_images(request, source_label, dataset, image_shape):
-    """The first n of the request's own images, else of the held-out ones of the source class."""
+    """x of the first n of the request's own images, else of held-out ones of the source class."""
+    if request.images and not dataset.pictures:
+        raise UserError(
+            f"`images` are pictures, and {dataset.name} holds latents: leave them out, and "
+            "held-out ones are translated"
+        )
     if request.images:
         max_value = request.config.data.max_value
         images, notices = read_images(request.images, image_shape, max_value=max_value)
@@ -99,7 +112,7 @@ def choose_images(request, source_label, dataset, image_shape):
         images, _ = dataset.test.read(members[: request.n])
     if not len(images):
         raise UserError(f"{dataset.name} has no held-out image of class {request.source_label}")
-    return images[: request.n]
+    return as_learnt(images[: request.n])
 
 
 def choose_num_steps(workdir, stages, num_steps):

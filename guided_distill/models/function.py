@@ -20,7 +20,7 @@ from guided_distill.models.graph import Graph
 from guided_distill.models.nodes import Spec
 from guided_distill.system.files import Damaged, file_sha256, local_path, read_json, write_json
 from guided_distill.system.tensors import read_tensors, write_tensors
-from guided_distill.system.workdir import PARAMS_FILE
+from guided_distill.system.workdir import IMPORTED_FILE, PARAMS_FILE, RECORD_FILE
 
 FORMAT = 1  # of the folder
 RECORD = "function.json"  # written last: it makes the folder whole
@@ -110,6 +110,45 @@ class Function:
         for graph in graphs.values():
             graph.check_params({n: params[n] for n in graph.params if n in params})
         return cls(record["name"], graphs, params, file_sha256(folder / RECORD))
+
+
+def load_unary(folder, key, result):
+    """A function of one input, the name of that input, and the name of what is taken of it.
+
+    Args:
+      folder: that a person named, or that lies beside a teacher.
+      key: what named it, for errors.
+      result: taken where there are several results; one alone may have any name.
+
+    Raises:
+      UserError: where the folder is missing, holds something else, or its function takes or gives
+        something else.
+    """
+    folder = local_path(folder, key)
+    if not folder.is_dir():
+        raise UserError(f"{key} {folder} is no folder: name one that --mode=import wrote")
+    if any((folder / record).is_file() for record in (IMPORTED_FILE, RECORD_FILE)):
+        raise UserError(
+            f"{key} {folder} holds a model: name a folder with a {RECORD}, which --mode=import "
+            "writes of a file with get_function()"
+        )
+    function = Function.load(folder)
+    if len(function.inputs) != 1:
+        raise UserError(
+            f"{key} {folder} takes {', '.join(function.inputs)}: it must take one input"
+        )
+    results = list(function.graphs)
+    if len(results) > 1 and result not in results:
+        raise UserError(
+            f"{key} {folder} gives {', '.join(results)}: it must give one result, or '{result}'"
+        )
+    return function, next(iter(function.inputs)), result if result in results else results[0]
+
+
+def named_with_digest(function):
+    """A function's name with the start of its digest, fit for the name of a file."""
+    name = "".join(c if c.isalnum() else "-" for c in function.name)
+    return f"{name}-{function.sha256[:12]}"
 
 
 def _graph_file(result):

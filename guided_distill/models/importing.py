@@ -160,13 +160,21 @@ def import_function(
         anything is written.
     """
     out = new_folder(out)
-    graphs, params = {}, {}
+    graphs, params, parity = {}, {}, 0.0
     for name, key in (results or {"output": ""}).items():
-        graph, of_graph = _export(module, example, key)
-        _check_parity(module, example, graph, of_graph, key)
+        graph, of_graph = _export(module, example, str(key))
+        parity = max(parity, _check_parity(module, example, graph, of_graph, str(key)))
         graphs[name] = graph
         params |= of_graph
-    Function(type(module).__name__, graphs, params).write(out)
+    function = Function(type(module).__name__, graphs, params)
+    function.write(out)
+    takes = ", ".join(f"{name} {['B', *spec.shape]}" for name, spec in function.inputs.items())
+    gives = ", ".join(f"{name} {['B', *function.output_shape(name)]}" for name in graphs)
+    count = sum(value.size for value in params.values())
+    to_stderr(
+        f"{out}: {count:,} parameters; as the module to {parity:.0e} of its largest value\n"
+        f"  {takes} -> {gives}".replace("'B'", "B")
+    )
     return out
 
 

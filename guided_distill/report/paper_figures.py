@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from guided_distill.data.pixels import to_uint8
 from guided_distill.distill.distillations import DISTILLATIONS, students_of
 from guided_distill.report.grids import save_strips
 
@@ -21,11 +20,13 @@ class FigureMaker:
       num_steps: N of the students shown.
       weights: guidance weights shown.
       seed: of the noise, the same in all pictures.
+      see: samples as pictures, uint8.
     """
 
-    def __init__(self, stages, generators, folder, *, num_steps, weights, seed):
+    def __init__(self, stages, generators, folder, *, num_steps, weights, seed, see):
         self.stages, self.generators, self.folder = stages, generators, folder
         self.num_steps, self.weights, self.seed = sorted(num_steps), weights, seed
+        self.see = see
 
     def draw_all(self):
         """Writes every figure that the stages allow; returns `{caption: file name}`."""
@@ -83,4 +84,4 @@ class FigureMaker:
             num_steps=num_steps,
             seed=self.seed,
         )
-        return to_uint8(x)
+        return self.see(x)

@@ -160,17 +160,29 @@ def on_inception(provenance):
     return provenance["features"].startswith("inception")
 
 
+def on_imported(provenance):
+    """Whether distances are on the features of a network that was imported."""
+    return bool(provenance.get("evaluation", {}).get("features"))
+
+
 def of_pictures(provenance):
-    """Whether the samples are pictures, and not latents."""
+    """Whether the samples are seen as pictures, and not as latents."""
     return provenance.get("pictures", True)
 
 
+def learns_pictures(provenance):
+    """Whether what models learn are pictures, and not latents, decoded or not."""
+    return of_pictures(provenance) and not provenance.get("decoder")
+
+
 def distance_name(provenance, n):
-    """'FID-50k' for 50,000 samples on Inception features and for nothing else."""
+    """'FID-50k' for 50,000 samples on Inception features to real pictures and for nothing else."""
     if not of_pictures(provenance):
         return "Fréchet distance of latents"
     if not on_inception(provenance):
         return "Fréchet distance"
+    if "decoder" in provenance["reference"]:
+        return "FID among decoded latents"
     return "FID-50k" if n == 50_000 else f"FID of {n:,} samples"
 
 
@@ -179,9 +191,13 @@ def distance_words(provenance, n):
     reference = provenance["reference"]
     what = "pictures" if of_pictures(provenance) else "latents"
     size = f"{reference['n']:,} {what}" if "n" in reference else f"{reference['file']}"
+    if "decoder" in reference:
+        size += f" that {reference['decoder']} makes of the data's latents"
     on = f"To {size}, on {provenance['features']}; n = {n:,} samples in every row."
     if feature_words(provenance):
         on += f" {feature_words(provenance).capitalize()}."
+    elif on_imported(provenance):
+        on += " The features are those of an imported network: compare what is on the same alone."
     elif not on_inception(provenance):
         on += (
             " The features are those of a classifier trained on the same data, not Inception's: "
@@ -199,7 +215,7 @@ def feature_words(provenance):
     if provenance["features"].startswith("random-features"):
         return (
             "features of a network that learnt nothing, for there are no classes: compare rows "
-            "only (evaluation.inception gives distances that mean more)"
+            "only (evaluation.inception or evaluation.features give distances that mean more)"
         )
     return ""
 
@@ -326,7 +342,7 @@ def _trade_off(rows):
 
 def _same_noise(rows, provenance):
     what = "label, images in [-1, 1]"
-    if not of_pictures(provenance):
+    if not learns_pictures(provenance):
         what = "conditioning, latents as they are"
     text = f"""## Distance from the full teacher, sample by sample
 
@@ -420,9 +436,10 @@ with their own.
 
 
 def _speed(rows, provenance):
+    left_out = "compilation and decoding" if provenance.get("decoder") else "compilation"
     return f"""## Speed
 
-Measured in this run, compilation left out, batches of {provenance["batch_size"]}.
+Measured in this run, {left_out} left out, batches of {provenance["batch_size"]}.
 
 {speed_table(rows, "images" if of_pictures(provenance) else "samples")}
 """
@@ -472,6 +489,7 @@ def _provenance(provenance):
     lines = {
         "data": f"{provenance['data']}, sha256 {reference.get('data_sha256', 'unknown')[:16]}",
         "reference": f"{reference.get('n', 'unknown number of')} examples",
+        **({"decoder": provenance["decoder"]} if provenance.get("decoder") else {}),
         "features": f"{provenance['features']}, resize: {reference.get('resize', 'unknown')}",
         "classifier": provenance["classifier"] or "none",
         "samples": f"{evaluation['num_samples']:,} a row, seed {evaluation['seed']}, "

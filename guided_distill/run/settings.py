@@ -17,6 +17,7 @@ from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.distill.ranges import check_distilled, check_w
 from guided_distill.distill.rounds import step_factors
 from guided_distill.errors import UserError, nearest
+from guided_distill.models.function import RECORD as FUNCTION_FILE
 from guided_distill.models.unet import REMAT_POLICIES
 from guided_distill.run.rules import (
     BOOLEAN,
@@ -126,6 +127,8 @@ RULES = {
     "evaluation.num_draws": COUNT,
     "evaluation.batch_size": COUNT,
     "evaluation.seed": SEED,
+    "evaluation.decoder": PATH,
+    "evaluation.features": PATH,
     "evaluation.inception": PATH,
     "evaluation.reference_stats": PATH,
     "evaluation.classifier_updates": COUNT,
@@ -139,11 +142,12 @@ ROUND_RULES = {
 ROUND_SECTIONS = ("step_two", *(name for name in DISTILLATIONS if name != DETERMINISTIC.name))
 
 
-ADDED_SINCE = (  # earlier workdirs lack them
-    ("teacher", "path", ""),
-    ("data", "max_value", 0),
-    ("step_one", "prediction", ""),
-)
+ADDED_SINCE = {  # earlier workdirs lack them
+    "teacher": {"path": ""},
+    "data": {"max_value": 0},
+    "step_one": {"prediction": ""},
+    "evaluation": {"decoder": "", "features": ""},
+}
 
 
 def load_config(path: str | pathlib.Path) -> ConfigDict:
@@ -180,11 +184,21 @@ def prepare_config(config):
             config[section][key] = os.path.abspath(local_path(path, f"{section}.{key}"))
 
 
+def decoder_path(config):
+    """Folder of a run's decoder: `evaluation.decoder`, else its teacher's own; "" for none."""
+    beside = pathlib.Path(config.teacher.path, "decoder")
+    if config.evaluation.decoder or not config.teacher.path:
+        return config.evaluation.decoder
+    return str(beside) if (beside / FUNCTION_FILE).is_file() else ""
+
+
 def file_digests(config):
     """`{key: sha256}` of the files that an evaluation's keys name: their contents may change."""
 
     def read():
         named = {key: config.evaluation[key] for key in ("inception", "reference_stats")}
+        folders = {"decoder": decoder_path(config), "features": config.evaluation.features}
+        named |= {key: f"{path}/{FUNCTION_FILE}" for key, path in folders.items() if path}
         files = {key: pathlib.Path(path) for key, path in named.items() if path}
         return {key: file_sha256(path) for key, path in files.items() if path.is_file()}
 
@@ -271,6 +285,8 @@ def check_together(config):
             "schedule.logsnr_max must be above schedule.logsnr_min, got "
             f"{config.schedule.logsnr_max} and {config.schedule.logsnr_min}"
         )
+    if config.evaluation.inception and config.evaluation.features:
+        raise UserError("evaluation.inception and evaluation.features both give features: name one")
     for w in config.evaluation.w:
         check_w(w, config.w_range, what="evaluation.w")
     for name in config.distillations:
@@ -303,29 +319,36 @@ def check_data(config, dataset):
 
 
 def check_what_is_learnt(config, dataset):
-    """Refuses keys that mean nothing to data without classes, or to latents."""
+    """Refuses keys that mean nothing to data without classes, or to latents or pictures."""
     has_classes = dataset.num_classes is not None
     what = "latents" if not dataset.pictures else "pictures without classes"
-    if not (dataset.pictures and has_classes):
-        if not config.teacher.path:
+    if not (dataset.pictures and has_classes) and not config.teacher.path:
+        raise UserError(
+            f"{dataset.name} holds {what}: the U-Net of the section model learns labelled "
+            "pictures; name an imported model with teacher.path"
+        )
+    seen = dataset.pictures or decoder_path(config)
+    for key in ("translations", "paper_report") if not (seen and has_classes) else ():
+        if config.evaluation[key]:
             raise UserError(
-                f"{dataset.name} holds {what}: the U-Net of the section model learns labelled "
-                "pictures; name an imported model with teacher.path"
+                f"evaluation.{key} needs labelled pictures, and {dataset.name} holds {what}: "
+                f"leave it {'()' if key == 'translations' else 'False'}"
             )
-        for key in ("translations", "paper_report"):
-            if config.evaluation[key]:
-                raise UserError(
-                    f"evaluation.{key} needs labelled pictures, and {dataset.name} holds {what}: "
-                    f"leave it {'()' if key == 'translations' else 'False'}"
-                )
     if not dataset.pictures and config.data.augmentations:
         raise UserError(
             f"data.augmentations turn and move pictures, and {dataset.name} holds latents: "
             "leave it ()"
         )
-    if not dataset.pictures and config.evaluation.inception:
+    for key in ("inception", "features") if not seen else ():
+        if config.evaluation[key]:
+            raise UserError(
+                f"evaluation.{key} looks at pictures, and {dataset.name} holds latents: leave it "
+                "'', or name their decoder with evaluation.decoder"
+            )
+    if dataset.pictures and config.evaluation.decoder:
         raise UserError(
-            f"evaluation.inception looks at pictures, and {dataset.name} holds latents: leave it ''"
+            f"evaluation.decoder makes pictures of latents, and {dataset.name} holds pictures: "
+            "leave it ''"
         )
 
 
@@ -424,8 +447,8 @@ def from_plain(plain):
         name: plain[name] | {"rounds": tuple(ConfigDict(r) for r in plain[name]["rounds"])}
         for name in ROUND_SECTIONS
     }
-    for section, key, value in ADDED_SINCE:
-        sections[section] = {key: value} | plain[section]
+    for section, added in ADDED_SINCE.items():
+        sections[section] = added | plain[section]
     return ConfigDict(plain | sections)
 
 

@@ -44,11 +44,13 @@ class Sampler:
       record: what the stage's `stage.json` says.
       num_steps: N.
       name: `ddim`, `stochastic` or `ancestral`.
+      stage: `FinishedStage` that it draws from.
     """
 
     record: dict[str, Any]
     num_steps: int
     name: str
+    stage: FinishedStage
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class Sampler:
         max_batch_size: int = 256,
     ) -> None:
         """As `load`, of a finished stage that is at hand."""
-        self.record, self.num_steps, self._stage = stage.record, num_steps, stage
+        self.record, self.num_steps, self.stage = stage.record, num_steps, stage
         self.name = choose_sampler(self.record, sampler, force=force)
         self._params = sharding.place(stage.params, sharding.make_mesh())
         self._max_batch_size = max_batch_size
@@ -158,19 +160,19 @@ class Sampler:
     @property
     def draws_pictures(self) -> bool:
         """Whether samples are pictures, and not latents."""
-        return self._stage.draws_pictures
+        return self.stage.draws_pictures
 
     @functools.cached_property
     def _takes(self):
         """`{name: jax.ShapeDtypeStruct}` of one example of what the model is conditioned on."""
-        return model_of(self._stage).conditioning.takes or {}
+        return model_of(self.stage).conditioning.takes or {}
 
     def _generator(self, n):
         """The generator of the smallest power of two that holds n samples."""
         bucket = 2 ** math.ceil(math.log2(min(n, self._max_batch_size)))
         if bucket not in self._generators:
             generators = Generators(sharding.make_mesh(), bucket)
-            self._generators[bucket] = generators.of(self._stage, self.name)
+            self._generators[bucket] = generators.of(self.stage, self.name)
         return self._generators[bucket]
 
 

@@ -78,3 +78,22 @@ def to_host(tree):
         return np.asarray(leaf)
 
     return jax.tree.map(fetch, tree)
+
+
+def apply_in_batches(apply, images, batch_size):
+    """`apply` on batches of one size, its outputs put together as NumPy arrays `[n, …]`."""
+    outputs = []
+    for start in range(0, len(images), batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
+        outputs.append([out[: len(images) - start] for out in to_host(apply(images[rows]))])
+    return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
+
+
+def apply_over(mesh, apply, images, *, per_device):
+    """`apply_in_batches` of what runs on all devices of a mesh, each given up to `per_device`.
+
+    `apply` takes a batch that is laid on them.
+    """
+    size = mesh.size * min(per_device, -(-len(images) // mesh.size))
+    layout = batch_sharding(mesh)
+    return apply_in_batches(lambda batch: apply(put(batch, layout)), images, size)
