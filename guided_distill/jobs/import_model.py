@@ -29,7 +29,7 @@ class Request:
 
 
 def run(request):
-    """Imports a diffusers folder, or the model or function of a Python file, as the folder `out`."""
+    """Imports a diffusers folder, or what a Python file gives; writes the folder `out`."""
     path = local_path(request.from_, "`from`")
     if not request.from_:
         raise UserError(f"`from` is missing: name {WHAT_ELSE}, or {WHAT}")
