@@ -166,7 +166,7 @@ def _classes(folder):
     check_names(subfolders)
     entries, others, runs = [], _files(folder), _runs(folder)
     for path in subfolders:
-        files, no_images, runs_within = _image_files(path)
+        files, no_images, runs_within = image_files(path)
         others, runs = others + no_images, runs + runs_within
         if not files:
             raise UserError(
@@ -175,7 +175,7 @@ def _classes(folder):
             )
         entries += [(file, composed(path.name)) for file in files]
     if not subfolders:
-        files, others, runs = _image_files(folder)
+        files, others, runs = image_files(folder)
         entries = [(file, "all") for file in files]
     tell_unread(folder, others)
     tell_runs(folder, runs)
@@ -255,7 +255,7 @@ def _entries(folder):
     return entries
 
 
-def _image_files(folder):
+def image_files(folder):
     """(images, other files) below a folder, by suffix, in order of name; and workdirs there.
 
     Hidden folders and files are left out, linked folders below the class folder with a word.
