@@ -89,7 +89,7 @@ class Loader:
             picture = decode_image(file, channels, max_value=self.max_value)
             return picture._replace(image=fit_image(picture.image, size, "crop"))
         except BrokenImageError as error:
-            return f"{item.name}: {error}"
+            return f"{item.name}: {error}".replace("data.max_value", "`max_value`")
 
 
 def read_prompts(path, *, skip_missing=False):

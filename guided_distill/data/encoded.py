@@ -64,13 +64,13 @@ class Shelf:
         """
         record = read_own_json(self.folder / RECORD)
         wanted = {"format": FORMAT, "num_shards": self.num_shards, "settings": self.settings}
-        if record is None:
-            if self.folder.is_dir() and list_shards(self.folder):
-                raise UserError(
-                    f"`out` {self.folder} holds shards of another origin: name a new folder"
-                )
+        if not (self.folder.is_dir() and list_shards(self.folder)):
             write_own_json(self.folder / RECORD, wanted)
             return
+        if record is None:
+            raise UserError(
+                f"`out` {self.folder} holds shards of another origin: name a new folder"
+            )
         if record["format"] > FORMAT:
             raise UserError(f"{self.folder / RECORD} is of a newer version: update this package")
         there = record["settings"]

@@ -266,9 +266,9 @@ class Teacher:
 
 def write_null(out, null):
     """Writes the conditioning that means none, in float32: it must be the teacher's own."""
-    path = out / f"{NULL}.safetensors"
-    if null and not path.exists():
-        write_tensors(path, {name: narrow(array, "float32") for name, array in null.items()})
+    if null:
+        arrays = {name: narrow(array, "float32") for name, array in null.items()}
+        write_tensors(out / f"{NULL}.safetensors", arrays)
 
 
 def narrow(array, dtype):
@@ -347,7 +347,7 @@ def make_shard(rows, loaded, told, teacher, request):
         if len(batch) == teacher.batch_size or (batch and row == rows[-1]):
             parts.append(make_batch(batch, told, teacher, request, facts))
             batch = []
-    check_range(peaks, f"rows {rows[0]} to {rows[-1]}")
+    check_range(peaks, f"rows {rows[0]} to {rows[-1]}", "`max_value`")
     if not parts:  # All are broken: its arrays have no rows.
         blank = np.zeros(teacher.pipeline.image_shape, np.uint8)
         parts = [make_batch([(rows[0], blank)], told, teacher, request, dict(facts))]
