@@ -289,7 +289,8 @@ SOURCES = {
 def test_every_source_of_captions_is_alike(tmp_path, teachers, kind, capsys):
     source = SOURCES[kind](tmp_path / "mine")
     check_all(read(run(teachers, tmp_path / "latents", source)))
-    assert f"11 pictures, {'2 ' if kind[0] == '.' else ''}{kind}" in capsys.readouterr().err
+    said = {".": "2 ", "c": "column prompt of ", "m": "column text of "}[kind[0]] + kind
+    assert f"11 pictures, {said}" in capsys.readouterr().err
     alone = run(teachers, tmp_path / "again", source, shard="1/2")
     check_all(read(alone), range(4, 8))
 

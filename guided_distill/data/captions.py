@@ -7,7 +7,7 @@ import pathlib
 from collections import Counter
 from typing import Any, NamedTuple
 
-from guided_distill.data.folders import holds_runs, image_files, number_classes, scan
+from guided_distill.data.folders import holds_runs, image_files, labels_of, number_classes, scan
 from guided_distill.data.images import (
     SUFFIXES,
     BrokenImageError,
@@ -151,15 +151,11 @@ def _find_classes(folder):
     if {name for _, name in learnt} == {"all"}:
         raise UserError(f"`from` {folder} has no class folders, and the teacher takes class labels")
     names = number_classes(splits, numbers_are_labels=True, name=printable(folder))
-    number = {name: label for label, name in enumerate(names)}
     found = {}
     for split, entries in splits.items():
-        for file, name in entries:
-            if name not in number:
-                raise UserError(
-                    f"{printable(file)} is of class {name}, which no picture to learn has"
-                )
-        items = [_file_item(folder, file, number[name]) for file, name in entries]
+        labels = labels_of(entries, names, printable(folder)).tolist()
+        files = [file for file, _ in entries]
+        items = [_file_item(folder, *one) for one in zip(files, labels, strict=True)]
         source = f"{len(names)} class folders"
         found[split] = Told(source, items, pathlib.Path, class_names=tuple(names))
     return found
@@ -186,8 +182,7 @@ def _find_in_folder(folder, wanted, skip_missing):
     if not tables and not texts:
         raise UserError(f"{printable(folder)} holds pictures and no captions: it takes {WAYS}")
     pair = _pair_table if tables else _pair_texts
-    items, orphans = pair(folder, images, tables[0] if tables else texts)
-    source = tables[0].name if tables else ".txt files beside them"
+    items, orphans, source = pair(folder, images, tables[0] if tables else texts)
     return settle(
         f"{printable(folder)}", source, items, orphans, read=pathlib.Path, skip_missing=skip_missing
     )
@@ -202,8 +197,8 @@ def _file_item(folder, file, told):
 
 
 def _pair_table(folder, images, table):
-    """(items, captions without a picture) of a table of files and captions."""
-    captions, orphans, listings = {}, [], Listings()
+    """(items, captions without a picture, source) of a table of files and captions."""
+    captions, orphans, listings, columns = {}, [], Listings(), {}
     for number, row in enumerate(read_rows(table, printable(table)), start=1):
         file = column_of(row, FILE_COLUMNS)
         if file is None or not any(name in row for name in TEXT_COLUMNS):
@@ -213,6 +208,7 @@ def _pair_table(folder, images, table):
                 f"{' or '.join(FILE_COLUMNS[1::3])} and one of {' or '.join(TEXT_COLUMNS)}, has "
                 f"{has or 'nothing'}"
             )
+        columns[next(name for name in TEXT_COLUMNS if name in row)] = None
         found = listings.find(folder, file)
         if len(found) > 1:
             raise UserError(
@@ -220,17 +216,21 @@ def _pair_table(folder, images, table):
             )
         if not found:
             orphans.append(file)
-        elif found[0].resolve() in captions:
+        elif _plain(found[0]) in captions:
             raise UserError(f"{printable(table)}: row {number} names {file} again")
         else:
-            captions[found[0].resolve()] = text_of(row, f"{printable(table)}: row {number}")
-    items = [_file_item(folder, file, captions.pop(file.resolve(), None)) for file in images]
+            captions[_plain(found[0])] = text_of(row, f"{printable(table)}: row {number}")
+    items = [_file_item(folder, file, captions.pop(_plain(file), None)) for file in images]
     orphans += [printable(path) for path in captions]  # of files that are no pictures, or hidden
-    return items, orphans
+    return items, orphans, f"column {' and '.join(columns)} of {table.name}"
+
+
+def _plain(path):
+    return pathlib.Path(os.path.normpath(path))
 
 
 def _pair_texts(folder, images, texts):
-    """(items, captions without a picture) of a `.txt` beside each picture."""
+    """(items, captions without a picture, source) of a `.txt` beside each picture."""
     of_stem = {path.with_suffix(""): path for path in texts}
     counts = Counter(path.with_suffix("") for path in images)
     items = []
@@ -243,7 +243,8 @@ def _pair_texts(folder, images, texts):
             )
         caption = read_caption(of_stem[stem]) if stem in of_stem else None
         items.append(_file_item(folder, file, caption))
-    return items, [printable(of_stem[stem].name) for stem in of_stem if stem not in counts]
+    orphans = [printable(of_stem[stem].name) for stem in of_stem if stem not in counts]
+    return items, orphans, ".txt files beside them"
 
 
 def read_caption(path):
@@ -269,12 +270,12 @@ def text_of(row, where):
 def _find_in_shards(paths, wanted, where, skip_missing):
     paths = in_order(paths)
     suffix = paths[0].suffix.lower()
-    rows, orphans, read = SHARDS[suffix](paths, text_of, with_captions=wanted == CAPTIONS)
+    rows, orphans, read, columns = SHARDS[suffix](paths, text_of, with_captions=wanted == CAPTIONS)
     if wanted == CLASSES:
         raise UserError(
             f"`from` {where} are shards, and the teacher takes class labels: give it class folders"
         )
-    source = f"{len(paths)} {suffix} shards"
+    source = f"{len(paths)} {suffix} shards{columns}"
     items = [Item(*row) for row in rows]
     if wanted == NOTHING:
         return Told(source, items, read)

@@ -65,7 +65,8 @@ class Shelf:
         record = read_own_json(self.folder / RECORD)
         wanted = {"format": FORMAT, "num_shards": self.num_shards, "settings": self.settings}
         if not (self.folder.is_dir() and list_shards(self.folder)):
-            write_own_json(self.folder / RECORD, wanted)
+            if record != wanted:
+                write_own_json(self.folder / RECORD, wanted)
             return
         if record is None:
             raise UserError(
@@ -112,7 +113,13 @@ class Shelf:
         return json.loads(notes[FACTS])
 
     def write(self, shard, examples, arrays, facts):
-        """Writes a shard, `{array: [n, …]}`, whole or not at all, with plain JSON to be told."""
+        """Writes a shard, `{array: [n, …]}`, whole or not at all, with plain JSON to be told.
+
+        Raises:
+          UserError: where another run began the folder anew meanwhile.
+        """
+        if (read_own_json(self.folder / RECORD) or {}).get("settings") != self.settings:
+            raise UserError(f"`out` {self.folder} was begun anew by another run: name a new folder")
         notes = {ORIGIN: self._origin(examples), FACTS: json.dumps(facts)}
         write_tensors(self.path(shard), arrays, notes)
 

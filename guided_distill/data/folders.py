@@ -42,7 +42,7 @@ def open_folder(settings):
     splits = read_table(folder, settings.labels) if settings.labels else scan(folder)
     class_names = number_classes(splits, numbers_are_labels=bool(settings.labels), name=name)
     splits = {
-        split: ([file for file, _ in entries], _labels_of(entries, class_names, name))
+        split: ([file for file, _ in entries], labels_of(entries, class_names, name))
         for split, entries in splits.items()
     }
     if "all" in splits:
@@ -326,7 +326,7 @@ def check_outside(settings, path, what):
         )
 
 
-def _labels_of(entries, class_names, name):
+def labels_of(entries, class_names, name):
     """Labels `[n]` int32 of entries."""
     number = {class_name: label for label, class_name in enumerate(class_names)}
     for file, class_name in entries:

@@ -17,7 +17,7 @@ CAPTION_COLUMNS = ("text", "caption", "prompt", "txt")
 
 
 def find_in_tars(paths, text_of, *, with_captions):
-    """(rows, orphans, read) of `.tar` files whose members of one key are picture and caption.
+    """(rows, orphans, read, columns) of `.tar` files: members of one key are a pair.
 
     Args:
       paths: of the files, in order.
@@ -28,6 +28,7 @@ def find_in_tars(paths, text_of, *, with_captions):
       rows: (name, caption or None, place, size) of each picture, those of one file sorted by name.
       orphans: names of captions without a picture.
       read: place -> file object of a picture.
+      columns: those that were read, for people; "" here.
 
     Raises:
       UserError: naming a file that is damaged or cut short, or a key that has two pictures.
@@ -39,7 +40,7 @@ def find_in_tars(paths, text_of, *, with_captions):
             place = (path, member.offset_data, member.size)
             rows.append((_tar_name(path, key), captions.pop(key, None), place, member.size))
         orphans += [_tar_name(path, key) for key in sorted(captions)]
-    return rows, orphans, read_slice
+    return rows, orphans, read_slice, ""
 
 
 def read_slice(place):
@@ -129,7 +130,7 @@ def find_in_parquet(paths, text_of, *, with_captions):
                 name = f"{printable(path.name)} row {row}"
                 rows.append((name, captions[row], (path, image, group, k), size))
                 row += 1
-    return rows, [], read_cell
+    return rows, [], read_cell, f", columns {', '.join(filter(None, (image, text)))}"
 
 
 _one_at_a_time = threading.Lock()

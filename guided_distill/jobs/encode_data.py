@@ -29,10 +29,10 @@ from guided_distill.run.checks import check_divides
 from guided_distill.sampling.generator import Generators
 from guided_distill.sampling.sampler import check_seed, is_number
 from guided_distill.system import sharding
-from guided_distill.system.files import local_path, output_path
+from guided_distill.system.files import local_path, output_path, tree_sha256
 from guided_distill.system.locks import hold_lock
 from guided_distill.system.progress import Progress, to_stderr
-from guided_distill.system.tensors import write_tensors
+from guided_distill.system.tensors import read_tensors, write_tensors
 from guided_distill.system.workdir import StageFolder
 
 DTYPES = ("float32", "bfloat16")
@@ -40,6 +40,7 @@ LABELS = ("class_labels", "labels")
 FEW = 16  # numbers of a row that stay float32: they take no room, and sizes in pixels need it
 DRAWN = {"w": (1.0,), "num_steps": 50, "seed": 0}  # of what the teacher draws itself
 OF_PICTURES = {"max_value": 0, "skip_broken": False}
+LOCKS = ".locks"
 BUFFER = 64  # decoded pictures kept ready
 
 
@@ -69,25 +70,31 @@ def run(request):
     out = output_folder(request)
     teacher = Teacher(request.teacher, request.batch_size)
     splits = find_examples(request, teacher)
-    (out / ".locks").mkdir(parents=True, exist_ok=True)
+    (out / LOCKS).mkdir(parents=True, exist_ok=True)
 
     def refuse(holder):
         raise UserError(f"`out` {out}: share {request.shard} is in use by {holder}: wait for it")
 
-    with hold_lock(out / ".locks" / f"{process}-of-{num_processes}", on_taken=refuse):
-        shelves = []
-        for split, told in splits.items():
-            folder = out if split == "all" else out / split
-            settings = settings_of(request, teacher, told)
-            shelf = Shelf(folder, len(told), request.shard_rows, settings)
-            shelf.begin()
-            shelves.append(shelf)
-        write_null(out, teacher.pipeline.null)
+    with hold_lock(out / LOCKS / f"{process}-of-{num_processes}", on_taken=refuse):
+        shelves = begin(request, out, teacher, splits)
         done = [
             fill(shelf, told, teacher, request, shelf.share(process, num_processes))
             for shelf, told in zip(shelves, splits.values(), strict=True)
         ]
     tell_end(request, out, shelves, done)
+
+
+def begin(request, out, teacher, splits):
+    """The `Shelf` of each split, noted in the folder, and the null beside them."""
+    shelves = []
+    with hold_lock(out / LOCKS / "begin", on_taken=lambda holder: None):  # It is waited for.
+        for split, told in splits.items():
+            folder = out if split == "all" else out / split
+            settings = settings_of(request, teacher, told)
+            shelves.append(Shelf(folder, len(told), request.shard_rows, settings))
+            shelves[-1].begin()
+        write_null(out / f"{NULL}.safetensors", teacher.pipeline.null)
+    return shelves
 
 
 def check_request(request):
@@ -155,7 +162,10 @@ def find_examples(request, teacher):
             teacher.check_classes(next(iter(splits.values())).class_names)
     for split, told in splits.items():
         where = path if split == "all" else f"{path}, {split}"
-        of_what = "prompts" if request.prompts else f"pictures, {told.source}"
+        of_what = f"pictures, {told.source}"
+        if request.prompts:
+            drawn = ", ".join(f"{name} = {value:g}" for name, value in drawing_of(request).items())
+            of_what = f"prompts, whose x the teacher draws with {drawn}"
         left = "".join(f"; left out: {line}" for line in told.left_out)
         to_stderr(f"{where}: {len(told):,} {of_what}{left}")
     return splits
@@ -264,11 +274,12 @@ class Teacher:
         return generator, generator.place(self.stage.params)
 
 
-def write_null(out, null):
+def write_null(path, null):
     """Writes the conditioning that means none, in float32: it must be the teacher's own."""
-    if null:
-        arrays = {name: narrow(array, "float32") for name, array in null.items()}
-        write_tensors(out / f"{NULL}.safetensors", arrays)
+    arrays = {name: narrow(array, "float32") for name, array in null.items()}
+    is_there = path.exists() and tree_sha256(read_tensors(path)) == tree_sha256(arrays)
+    if arrays and not is_there:
+        write_tensors(path, arrays)
 
 
 def narrow(array, dtype):
