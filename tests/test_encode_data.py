@@ -18,6 +18,8 @@ from guided_distill.data.captions import CLASSES, find_pictures
 from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
 from guided_distill.jobs import encode_data
+from guided_distill.sampling import encoding
+from guided_distill.system.locks import hold_lock
 from guided_distill.system.tensors import read_notes, read_tensors
 
 pytest.importorskip("torch")
@@ -78,7 +80,7 @@ def teachers(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
-    monkeypatch.setattr(encode_data, "Pipeline", StandIn)
+    monkeypatch.setattr(encoding, "Pipeline", StandIn)
     StandIn.encoded = 0
 
 
@@ -187,6 +189,16 @@ def test_a_resumed_run_makes_what_is_missing_and_nothing_else(tmp_path, teachers
     last.write_bytes(damaged)
     run(teachers, out, source)
     assert files(out) == whole and "is damaged" in capsys.readouterr().err
+
+
+def test_a_share_is_the_work_of_one_process_at_a_time(tmp_path, teachers):
+    source, out = with_texts(tmp_path / "mine"), tmp_path / "latents"
+    run(teachers, out, source, shard="1/2")
+    with hold_lock(out / encode_data.LOCKS / "0-of-2", on_taken=None):
+        run(teachers, out, source, shard="1/2")
+        with pytest.raises(UserError, match="share 0/2 is in use by process"):
+            run(teachers, out, source, shard="0/2")
+    check_all(read(run(teachers, out, source, shard="0/2")))
 
 
 @pytest.mark.parametrize(

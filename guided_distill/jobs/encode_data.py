@@ -1,7 +1,6 @@
 """The job `encode_data`: pictures with captions, or prompts alone, as arrays to learn from."""
 
 import dataclasses
-import functools
 import re
 
 import jax.numpy as jnp
@@ -11,32 +10,25 @@ from guided_distill.data.captions import (
     CAPTIONS,
     CLASSES,
     NAMED,
-    NOTHING,
     Loader,
     find_pictures,
     read_prompts,
     some_of,
 )
 from guided_distill.data.encoded import Shelf
-from guided_distill.data.images import check_range
-from guided_distill.data.pixels import to_uint8
+from guided_distill.data.images import Picture, check_range
 from guided_distill.data.shards import NULL
 from guided_distill.data.workers import ahead
 from guided_distill.errors import UserError
-from guided_distill.models.build import model_of
-from guided_distill.models.pipeline import Pipeline
 from guided_distill.run.checks import check_divides
-from guided_distill.sampling.generator import Generators
-from guided_distill.sampling.sampler import check_seed, is_number
-from guided_distill.system import sharding
+from guided_distill.sampling.encoding import Teacher
+from guided_distill.sampling.sampler import check_seed
 from guided_distill.system.files import local_path, output_path, tree_sha256
 from guided_distill.system.locks import hold_lock
 from guided_distill.system.progress import Progress, to_stderr
 from guided_distill.system.tensors import read_tensors, write_tensors
-from guided_distill.system.workdir import StageFolder
 
 DTYPES = ("float32", "bfloat16")
-LABELS = ("class_labels", "labels")
 FEW = 16  # numbers of a row that stay float32: they take no room, and sizes in pixels need it
 DRAWN = {"w": (1.0,), "num_steps": 50, "seed": 0}  # of what the teacher draws itself
 OF_PICTURES = {"max_value": 0, "skip_broken": False}
@@ -150,9 +142,7 @@ def find_examples(request, teacher):
                 f"{teacher.folder} is conditioned on {', '.join(teacher.names) or 'nothing'}, not "
                 "on prompts: give pictures by `from`"
             )
-        check_divides(
-            model_of(teacher.stage).schedule, drawing_of(request)["num_steps"], "`num_steps`"
-        )
+        check_divides(teacher.schedule, drawing_of(request)["num_steps"], "`num_steps`")
         path = local_path(request.prompts, "`prompts`")
         splits = {"all": read_prompts(path, skip_missing=request.skip_missing)}
     else:
@@ -200,80 +190,6 @@ def drawing_of(request):
     return drawn | {"w": float(drawn["w"][0])}
 
 
-class Teacher:
-    """An imported teacher with its pipeline, asked for a batch of one size at a time.
-
-    Attributes:
-      folder: that was named.
-      stage: `FinishedStage` of the denoiser.
-      pipeline: `Pipeline`.
-      names: of its conditioning.
-      wants: what it is told of a picture.
-    """
-
-    def __init__(self, folder, batch_size):
-        self.folder, self.batch_size = local_path(folder, "`teacher`"), batch_size
-        self.stage = StageFolder(self.folder).finished()
-        self.pipeline = Pipeline.load(self.folder)
-        self.names = self.stage.record["model"]["conditioning"]
-        is_class = len(self.names) == 1 and self.names[0] in LABELS
-        self.wants = CLASSES if is_class else CAPTIONS if self.names else NOTHING
-        height, width, channels = self.pipeline.image_shape
-        if height != width or channels not in (1, 3):
-            raise UserError(
-                f"{self.folder} takes pictures of {[height, width, channels]}: only squares in "
-                "grey or colours are cropped and resized to"
-            )
-
-    @property
-    def keeps_pictures(self):
-        """Whether it works on pixels: then x are the pictures themselves."""
-        return self.pipeline.latent_shape == self.pipeline.image_shape
-
-    def check_classes(self, names):
-        """Refuses classes that are more than the teacher's, or cannot be matched with them."""
-        null = self.pipeline.null.get(self.names[0])
-        are_numbers = all(map(is_number, names))
-        if null is None or len(names) == int(null) or (are_numbers and len(names) < int(null)):
-            return
-        raise UserError(
-            f"the pictures have {len(names)} classes, but {self.folder} knows {int(null)}: name "
-            f"class folders by its numbers, 0 to {int(null) - 1}"
-        )
-
-    def encode(self, images):
-        """x of `[n, H, W, C]` uint8, n at most the batch size."""
-        if self.keeps_pictures:
-            return images
-        rows = np.minimum(np.arange(self.batch_size), len(images) - 1)  # One size is compiled.
-        return self.pipeline.encode(images[rows])[: len(images)]
-
-    def embed(self, told):
-        """(`{name: [n, …]}` of captions or labels, how many captions are cut)."""
-        if self.wants == NOTHING:
-            return {}, 0
-        if self.wants == CLASSES:
-            return {self.names[0]: np.asarray(told, np.int32)}, 0
-        before, filled = self.pipeline.num_cut, told + [""] * (self.batch_size - len(told))
-        cond = self.pipeline.embed(filled)
-        return {name: a[: len(told)] for name, a in cond.items()}, self.pipeline.num_cut - before
-
-    def draw(self, cond, indices, drawing):
-        """x that the teacher draws itself, `[n, …]`, noise by index."""
-        generator, params = self._drawing
-        x = generator(
-            params, cond=cond, w=np.full(len(indices), drawing["w"]), indices=indices,
-            num_steps=drawing["num_steps"], seed=drawing["seed"],
-        )  # fmt: skip
-        return to_uint8(x) if self.keeps_pictures else x
-
-    @functools.cached_property
-    def _drawing(self):
-        """(generator, parameters on the devices)."""
-        generator = Generators(sharding.make_mesh(), self.batch_size).of(self.stage)
-        return generator, generator.place(self.stage.params)
-
-
 def write_null(path, null):
     """Writes the conditioning that means none, in float32: it must be the teacher's own."""
     arrays = {name: narrow(array, "float32") for name, array in null.items()}
@@ -304,9 +220,10 @@ def fill(shelf, told, teacher, request, share):
     todo = [shard for shard in share if facts[shard] is None]
     rows = [row for shard in todo for row in shelf.rows(shard)]
     loaded = load(told, teacher, request, rows)
-    unit = "prompt" if request.prompts else "picture"
-    bar = Progress(f"encoding {shelf.folder.name}", total=len(rows), unit=unit) if rows else None
-    broken, done = [], 0
+    if rows:
+        unit = "prompt" if request.prompts else "picture"
+        loaded = counted(loaded, Progress(f"encoding {shelf.folder}", total=len(rows), unit=unit))
+    broken = []
     for shard in todo:
         arrays, fact = make_shard(shelf.rows(shard), loaded, told, teacher, request)
         if fact["broken"] and not request.skip_broken:
@@ -314,10 +231,6 @@ def fill(shelf, told, teacher, request, share):
         else:
             shelf.write(shard, examples[shard], arrays, fact)
             facts[shard] = fact
-        done += len(shelf.rows(shard))
-        bar(done)
-    if bar:
-        bar.close()
     if broken:
         raise UserError(
             f"{len(broken)} of {len(rows)} pictures cannot be used: {'; '.join(broken[:NAMED])}"
@@ -327,10 +240,19 @@ def fill(shelf, told, teacher, request, share):
     return {"made": len(todo), "kept": len(share) - len(todo), "of": list(facts.values())}
 
 
+def counted(loaded, bar):
+    """The same iterator, which says how far it is."""
+    for done, example in enumerate(loaded, start=1):
+        bar(done)
+        if done == bar.total:
+            bar.close()
+        yield example
+
+
 def load(told, teacher, request, rows):
-    """Iterator over the pictures of rows as of `Loader`, read ahead; None for each prompt."""
+    """Iterator over the pictures of rows as of `Loader`, read ahead; empty ones of prompts."""
     if request.prompts:
-        return iter([None] * len(rows))
+        return iter([Picture(None)] * len(rows))
     loader = Loader(told, teacher.pipeline.image_shape, request.max_value or 0)
     return ahead(lambda k: loader(rows[k]), 0, len(rows), num_workers=0, buffer=BUFFER)
 
@@ -350,11 +272,9 @@ def make_shard(rows, loaded, told, teacher, request):
         if isinstance(picture, str):
             facts["broken"].append(picture)
         elif not facts["broken"] or request.skip_broken:
-            batch.append((row, picture and picture.image))
-            peaks.append(picture and picture.peak)
-            facts["warned"] += (
-                [f"{told.items[row].name}: {w}" for w in picture.warnings[:1]] if picture else []
-            )
+            batch.append((row, picture.image))
+            peaks.append(picture.peak)
+            facts["warned"] += [f"{told.items[row].name}: {w}" for w in picture.warnings[:1]]
         if len(batch) == teacher.batch_size or (batch and row == rows[-1]):
             parts.append(make_batch(batch, told, teacher, request, facts))
             batch = []
@@ -367,7 +287,7 @@ def make_shard(rows, loaded, told, teacher, request):
 
 
 def make_batch(batch, told, teacher, request, facts):
-    """The arrays of some rows, [(row, picture or None)]; adds to the counts of `facts`."""
+    """The arrays of some rows, [(row, image or None)]; adds to the counts of `facts`."""
     rows = np.asarray([row for row, _ in batch])
     cond, num_cut = teacher.embed([told.items[row].told for row in rows])
     if request.prompts:
