@@ -136,7 +136,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "from",
     None,
-    "import: a Python file whose get_teacher() gives the arguments of guided_distill.import_torch. "
+    "import: a diffusers folder, or a Python file whose get_teacher() gives the arguments of "
+    "guided_distill.import_torch. "
     "encode_data: a folder of pictures with captions or of classes, or of .tar or .parquet shards.",
 )
 flags.DEFINE_string(

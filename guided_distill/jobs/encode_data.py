@@ -31,7 +31,7 @@ from guided_distill.system.tensors import read_tensors, write_tensors
 DTYPES = ("float32", "bfloat16")
 FEW = 16  # numbers of a row that stay float32: they take no room, and sizes in pixels need it
 DRAWN = {"w": (1.0,), "num_steps": 50, "seed": 0}  # of what the teacher draws itself
-OF_PICTURES = {"max_value": 0, "skip_broken": False}
+OF_PICTURES = ("max_value", "skip_broken")  # and mean nothing to prompts
 LOCKS = ".locks"
 BUFFER = 64  # decoded pictures kept ready
 
