@@ -11,7 +11,7 @@ import dataclasses
 import json
 import pathlib
 
-from guided_distill.data.shards import list_shards
+from guided_distill.data.shards import NULL, SUFFIXES
 from guided_distill.errors import UserError
 from guided_distill.system.files import Damaged, json_sha256, read_own_json, write_own_json
 from guided_distill.system.progress import to_stderr
@@ -64,7 +64,7 @@ class Shelf:
         """
         record = read_own_json(self.folder / RECORD)
         wanted = {"format": FORMAT, "num_shards": self.num_shards, "settings": self.settings}
-        if not (self.folder.is_dir() and list_shards(self.folder)):
+        if not any(p.suffix in SUFFIXES and p.stem != NULL for p in self.folder.glob("*")):
             if record != wanted:
                 write_own_json(self.folder / RECORD, wanted)
             return
