@@ -30,12 +30,19 @@ MODES = (  # each a module of `jobs`, with the `Request` that its flags fill and
     "translate",
     "report",
     "prepare_data",
+    "encode_data",
     "reference_stats",
     "convert_inception",
     "compile_check",
     "import",
 )
-MODES_OF_ONE_PROCESS = ("prepare_data", "convert_inception", "compile_check", "import")
+MODES_OF_ONE_PROCESS = (
+    "prepare_data",
+    "encode_data",
+    "convert_inception",
+    "compile_check",
+    "import",
+)
 JOBS = {"import": "import_model"}  # modules that cannot have their mode's name
 OF_ONE_PROCESS = ("config", "coordinator", "process_id", "compilation_cache")
 OF_EVERY_MODE = (
@@ -66,16 +73,20 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "teacher",
     None,
-    "train: folder of an imported model, or of a finished stage in any workdir, to distill from.",
+    "train: folder of an imported model, or of a finished stage in any workdir, to distill from. "
+    "encode_data: folder of a model that --mode=import made of a diffusers folder.",
 )
 flags.DEFINE_integer(
     "num_steps",
     None,
     "sample: N, the number of sampling steps (default 4). translate: N of encoder and decoder "
-    "(default: the fewest that both have).",
+    "(default: the fewest that both have). encode_data --prompts: of the teacher (default 50).",
 )
 flags.DEFINE_list(
-    "w", None, "sample, translate: guidance weights, comma-separated (default 1); 0 is unguided."
+    "w",
+    None,
+    "sample, translate: guidance weights, comma-separated (default 1); 0 is unguided. "
+    "encode_data --prompts: one weight, of what the teacher draws (default 1).",
 )
 flags.DEFINE_enum(
     "sampler",
@@ -100,7 +111,14 @@ flags.DEFINE_list(
     "evaluate: measure these instead of the run's models.",
 )
 flags.DEFINE_boolean(
-    "skip_broken", None, "evaluate --images: leave out files that cannot be used, and say which."
+    "skip_broken",
+    None,
+    "evaluate --images, encode_data: leave out files that cannot be used, and say which.",
+)
+flags.DEFINE_boolean(
+    "skip_missing",
+    None,
+    "encode_data: leave out pictures without captions and captions without pictures.",
 )
 flags.DEFINE_list(
     "labels",
@@ -111,25 +129,45 @@ flags.DEFINE_list(
 flags.DEFINE_integer(
     "n", None, "sample: number of samples, over all weights (default 64). translate: of images."
 )
-flags.DEFINE_integer("seed", None, "sample, translate: seed of the noise (default 0).")
+flags.DEFINE_integer(
+    "seed", None, "sample, translate, encode_data --prompts: seed of the noise (default 0)."
+)
 flags.DEFINE_string(
     "out",
     None,
     "sample: an image (grid.png; of latents through a decoder) or arrays (samples.npz). "
     "translate: the figure. reference_stats, convert_inception: the .npz to write. "
-    "evaluate --images: JSON. import: the folder to write.",
+    "evaluate --images: JSON. import, encode_data: the folder to write.",
 )
 flags.DEFINE_string(
     "from",
     None,
     "import: a diffusers folder, or a Python file whose get_teacher() gives the arguments of "
-    "guided_distill.import_torch, or whose get_function() those of guided_distill.import_function.",
+    "guided_distill.import_torch, or whose get_function() those of guided_distill.import_function. "
+    "encode_data: a folder of pictures with captions or of classes, or of .tar or .parquet shards.",
+)
+flags.DEFINE_string(
+    "prompts", None, "encode_data: a text file, a prompt a line, where there are no pictures."
+)
+flags.DEFINE_string(
+    "dtype", None, "encode_data: of latents and embeddings: float32 (default) or bfloat16."
+)
+flags.DEFINE_string(
+    "shard",
+    None,
+    "encode_data: the share of this process and how many there are, 0/64 to 63/64 (default 0/1).",
+)
+flags.DEFINE_integer("shard_rows", None, "encode_data: rows of each file (default 1024).")
+flags.DEFINE_integer(
+    "max_value", None, "encode_data: what is white in pictures of 16 bits (default 65535)."
 )
 flags.DEFINE_string(
     "weights", None, "convert_inception: the .pth file that the field's FID tools use."
 )
 flags.DEFINE_integer(
-    "batch_size", None, "sample, translate: images per compiled call (default 256)."
+    "batch_size",
+    None,
+    "sample, translate: images per compiled call (default 256). encode_data: those (default 16).",
 )
 flags.DEFINE_boolean(
     "download", None, "prepare_data: let TensorFlow Datasets fetch what is missing."

@@ -12,6 +12,7 @@ import numpy as np
 from guided_distill.data.arrays import check_labels_below
 from guided_distill.data.cache import locked, read_record
 from guided_distill.data.dataset import Dataset, check_labels, hold_out
+from guided_distill.data.encoded import check_whole
 from guided_distill.data.folders import check_outside
 from guided_distill.data.shards import SUFFIXES, Held, list_shards, read_null
 from guided_distill.data.sources import ShardSource
@@ -42,7 +43,7 @@ def open_array_folder(settings):
             f"{', '.join(SUFFIXES)} files"
         )
     check_outside(settings, settings.cache, "data.cache")
-    splits = {split: join_shards(list_shards(place)) for split, place in _places(folder).items()}
+    splits = {split: _read_place(place) for split, place in _places(folder).items()}
     first = next(iter(splits.values()))
     for parts in splits.values():
         check_alike({name: [first[name][0], *parts.get(name, ())] for name in first}, parts)
@@ -71,6 +72,12 @@ def open_array_folder(settings):
         example=_example(first, labels),
         null=null,
     )
+
+
+def _read_place(folder):
+    """`join_shards` of a folder that lacks none of its shards."""
+    check_whole(folder)
+    return join_shards(list_shards(folder))
 
 
 def _places(folder):

@@ -42,7 +42,7 @@ def open_folder(settings):
     splits = read_table(folder, settings.labels) if settings.labels else scan(folder)
     class_names = number_classes(splits, numbers_are_labels=bool(settings.labels), name=name)
     splits = {
-        split: ([file for file, _ in entries], _labels_of(entries, class_names, name))
+        split: ([file for file, _ in entries], labels_of(entries, class_names, name))
         for split, entries in splits.items()
     }
     if "all" in splits:
@@ -166,7 +166,7 @@ def _classes(folder):
     check_names(subfolders)
     entries, others, runs = [], _files(folder), _runs(folder)
     for path in subfolders:
-        files, no_images, runs_within = _image_files(path)
+        files, no_images, runs_within = image_files(path)
         others, runs = others + no_images, runs + runs_within
         if not files:
             raise UserError(
@@ -175,7 +175,7 @@ def _classes(folder):
             )
         entries += [(file, composed(path.name)) for file in files]
     if not subfolders:
-        files, others, runs = _image_files(folder)
+        files, others, runs = image_files(folder)
         entries = [(file, "all") for file in files]
     tell_unread(folder, others)
     tell_runs(folder, runs)
@@ -255,7 +255,7 @@ def _entries(folder):
     return entries
 
 
-def _image_files(folder):
+def image_files(folder):
     """(images, other files) below a folder, by suffix, in order of name; and workdirs there.
 
     Hidden folders and files are left out, linked folders below the class folder with a word.
@@ -326,7 +326,7 @@ def check_outside(settings, path, what):
         )
 
 
-def _labels_of(entries, class_names, name):
+def labels_of(entries, class_names, name):
     """Labels `[n]` int32 of entries."""
     number = {class_name: label for label, class_name in enumerate(class_names)}
     for file, class_name in entries:

@@ -127,7 +127,7 @@ def _has_deep_colours(pil_image, raw_mode):
     return raw_mode.endswith(DEEP) and len(pil_image.getbands()) > 1
 
 
-def check_range(peaks, what):
+def check_range(peaks, what, key="data.max_value"):
     """Refuses 16-bit pictures none of which comes near 65535: 10, 12 or 14 bits, not told.
 
     One dark picture, or a set that is all black, says nothing of its range.
@@ -135,16 +135,17 @@ def check_range(peaks, what):
     Args:
       peaks: `Picture.peak` of all pictures.
       what: they are, for people.
+      key: that states the range.
 
     Raises:
-      UserError: naming their number, the largest value and the key that states the range.
+      UserError: naming their number, the largest value and the key.
     """
     peaks = [peak for peak in peaks if peak is not None]
     if len(peaks) > 1 and 0 < max(peaks) <= FEWER_BITS:
         bits = max(peaks).bit_length()
         raise UserError(
             f"{what}: {len(peaks)} pictures are stored in 16 bits, but no value is above "
-            f"{max(peaks)}, so they would turn nearly black: set data.max_value to what is white, "
+            f"{max(peaks)}, so they would turn nearly black: set {key} to what is white, "
             f"such as {2**bits - 1} of {bits} bits, or {MAX_SIXTEEN_BITS} where they are so dark"
         )
 

@@ -29,17 +29,9 @@ def read_table(folder, table):
     path = pathlib.Path(table).expanduser()
     if not path.is_absolute() and (folder / path).exists():
         path = folder / path
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as opened:
-            if path.suffix.lower() == ".jsonl":
-                rows = [json.loads(line) for line in opened if line.strip()]
-            else:
-                rows = list(csv.DictReader(opened))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"data.labels {table!r} cannot be read: {error}") from error
     splits, seen, listings = {}, set(), Listings()
-    for number, row in enumerate(rows, start=1):
-        file, label = (_column(row, names) for names in (FILE_COLUMNS, LABEL_COLUMNS))
+    for number, row in enumerate(read_rows(path, f"data.labels {table!r}"), start=1):
+        file, label = (column_of(row, names) for names in (FILE_COLUMNS, LABEL_COLUMNS))
         if file is None or label is None:
             has = ", ".join(map(str, row)) if isinstance(row, dict) else row
             raise UserError(
@@ -67,9 +59,24 @@ def read_table(folder, table):
     return splits
 
 
+def read_rows(path, what):
+    """The rows of a CSV or JSONL file, dicts where they are well-formed.
+
+    Raises:
+      UserError: naming `what`, where it cannot be read.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as opened:
+            if path.suffix.lower() == ".jsonl":
+                return [json.loads(line) for line in opened if line.strip()]
+            return list(csv.DictReader(opened))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{what} cannot be read: {error}") from error
+
+
 def _split_of(row, path, number):
     """The split that a row names; "all" where it names none."""
-    name = _column(row, SPLIT_COLUMNS)
+    name = column_of(row, SPLIT_COLUMNS)
     if name is None:
         return "all"
     for split, spellings in SPLIT_NAMES.items():
@@ -79,7 +86,7 @@ def _split_of(row, path, number):
     raise UserError(f"{path}: row {number} is of split {name}, which is none of {known}")
 
 
-def _column(row, names):
+def column_of(row, names):
     """A row's text under the first of `names` that it has; None without one."""
     values = [
         row[name] for name in names if isinstance(row, dict) and row.get(name) not in (None, "")

@@ -142,20 +142,24 @@ def check_times(config, schedule):
     """Refuses an N that a model of discrete times is not asked at."""
     if ENCODER.name in config.distillations and not np.isfinite(schedule.logsnr(np.float32(0.0))):
         raise UserError("distillations has encoder, but the schedule's λ(0) is infinite")
-    num_times = schedule.num_times
-    if num_times is None:
-        return
-    divisors = [n for n in range(1, num_times + 1) if num_times % n == 0]
     asked = {"step_two.start_steps": (config.step_two.start_steps,)}
     asked["evaluation.baseline_num_steps"] = config.evaluation.baseline_num_steps
     for key, numbers in asked.items():
         for n in numbers:
-            if n not in divisors:
-                close = sorted(sorted(divisors, key=lambda d: abs(d - n))[:3])
-                raise UserError(
-                    f"{key} must divide the teacher's {num_times} times, got {n}: take "
-                    f"{', '.join(map(str, close))}"
-                )
+            check_divides(schedule, n, key)
+
+
+def check_divides(schedule, num_steps, what):
+    """Refuses an N, which `what` names, that does not divide a schedule's discrete times."""
+    num_times = schedule.num_times
+    if num_times is None or num_times % num_steps == 0:
+        return
+    divisors = [n for n in range(1, num_times + 1) if num_times % n == 0]
+    close = sorted(sorted(divisors, key=lambda d: abs(d - num_steps))[:3])
+    raise UserError(
+        f"{what} must divide the teacher's {num_times} times, got {num_steps}: take "
+        f"{', '.join(map(str, close))}"
+    )
 
 
 def check_conditioning(takes, dataset, path):
