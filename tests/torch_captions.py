@@ -21,10 +21,11 @@ import copy
 import json
 import os
 import pathlib
-import sys
 import time
 
 import numpy as np
+
+from guided_distill.system.torchvision import hide_broken_torchvision
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -35,14 +36,6 @@ TIMES, BATCH_SIZE, CLIP_NORM, EMA_DECAY, CAPTION_DROPOUT = 1000, 64, 1.0, 0.999,
 UPDATES = {"vae": 1_200, "unet": 6_000, "classifier": 1_500}
 LEARNING_RATES = {"vae": 2e-3, "unet": 2e-3, "classifier": 2e-3}
 KL_WEIGHT = 1e-4
-
-
-def hide_broken_torchvision():
-    """Hides a torchvision that does not fit the PyTorch beside it: diffusers does without."""
-    try:
-        import torchvision  # noqa: F401
-    except Exception:  # Its operators are registered while it is imported.
-        sys.modules["torchvision"] = None
 
 
 def load_pictures(split="train"):

@@ -14,23 +14,16 @@ import argparse
 import copy
 import os
 import pathlib
-import sys
 import time
 
 import numpy as np
+
+from guided_distill.system.torchvision import hide_broken_torchvision
 
 CLASSES = NULL = 10
 LABEL_DROPOUT = 0.25
 TIMES, BATCH_SIZE, LEARNING_RATE, EMA_DECAY, CLIP_NORM = 1000, 64, 2e-3, 0.999, 1.0
 UPDATES = {"unet": 6_000, "dit": 8_000}
-
-
-def hide_broken_torchvision():
-    """Hides a torchvision that does not fit the PyTorch beside it: diffusers does without."""
-    try:
-        import torchvision  # noqa: F401
-    except Exception:  # Its operators are registered while it is imported.
-        sys.modules["torchvision"] = None
 
 
 def make_unet():

@@ -8,6 +8,7 @@ import runpy
 
 from guided_distill.errors import UserError
 from guided_distill.system.files import local_path
+from guided_distill.system.torchvision import hide_broken_torchvision
 
 WHAT = (
     "a Python file whose get_teacher() gives the arguments of guided_distill.import_torch, or "
@@ -62,9 +63,10 @@ def import_file(path, out):
 
 
 def check_torch():
-    """Refuses an import where PyTorch is not installed."""
+    """Refuses an import where PyTorch is not installed; a broken torchvision is hidden."""
     if not importlib.util.find_spec("torch"):
         raise UserError("importing a model needs PyTorch: pip install -e '.[torch]'")
+    hide_broken_torchvision()
 
 
 def read_arguments(path):

@@ -31,6 +31,7 @@ from guided_distill.system.files import (
     write_json,
 )
 from guided_distill.system.tensors import read_tensors
+from guided_distill.system.torchvision import hide_broken_torchvision
 from guided_distill.system.workdir import CONSTANTS_FILE, StageFolder
 
 FORMAT = 1  # of the folder
@@ -211,6 +212,7 @@ def load_tokenizer(folder, class_name):
     Raises:
       UserError: where `transformers` is not installed, or does not know the files.
     """
+    hide_broken_torchvision()
     try:
         transformers = importlib.import_module("transformers")
     except ImportError as error:
