@@ -34,8 +34,9 @@ MODES = (  # each a module of `jobs`, with the `Request` that its flags fill and
     "convert_inception",
     "compile_check",
     "import",
+    "export",
 )
-MODES_OF_ONE_PROCESS = ("prepare_data", "convert_inception", "compile_check", "import")
+MODES_OF_ONE_PROCESS = ("prepare_data", "convert_inception", "compile_check", "import", "export")
 JOBS = {"import": "import_model"}  # modules that cannot have their mode's name
 OF_ONE_PROCESS = ("config", "coordinator", "process_id", "compilation_cache")
 OF_EVERY_MODE = (
@@ -60,8 +61,9 @@ flags.DEFINE_string(
     "stage",
     None,
     "train: one stage alone (teacher, step_one), a distillation (step_two/stochastic) or one "
-    "round (step_two/0064). sample: the model to draw from (teacher, step_one, "
-    "step_two/stochastic, single_w/1; default: the deterministic student of --num_steps).",
+    "round (step_two/0064). sample, export: the model to draw from or to take home (teacher, "
+    "step_one, step_two/stochastic, single_w/1; default: the deterministic student of "
+    "--num_steps).",
 )
 flags.DEFINE_string(
     "teacher",
@@ -71,11 +73,14 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "num_steps",
     None,
-    "sample: N, the number of sampling steps (default 4). translate: N of encoder and decoder "
-    "(default: the fewest that both have).",
+    "sample, export: N, the number of sampling steps (default 4). translate: N of encoder and "
+    "decoder (default: the fewest that both have).",
 )
 flags.DEFINE_list(
-    "w", None, "sample, translate: guidance weights, comma-separated (default 1); 0 is unguided."
+    "w",
+    None,
+    "sample, translate: guidance weights, comma-separated (default 1); 0 is unguided. export: "
+    "weights to fold in, a folder each, for pipelines without a dial.",
 )
 flags.DEFINE_enum(
     "sampler",
@@ -111,12 +116,17 @@ flags.DEFINE_string(
     None,
     "sample: an image (grid.png) or arrays (samples.npz; of latents always). translate: the "
     "figure. reference_stats, convert_inception: the .npz to write. evaluate --images: JSON. "
-    "import: the folder to write.",
+    "import, export: the folder to write.",
 )
 flags.DEFINE_string(
     "from",
     None,
-    "import: a Python file whose get_teacher() gives the arguments of guided_distill.import_torch.",
+    "import: a Python file whose get_teacher() gives the arguments of guided_distill.import_torch. "
+    "export: the diffusers folder that the teacher was imported from, where it has moved.",
+)
+flags.DEFINE_enum("format", None, ("diffusers",), "export: what to write (default diffusers).")
+flags.DEFINE_boolean(
+    "link", None, "export: hard links instead of copies of what the student does not change."
 )
 flags.DEFINE_string(
     "weights", None, "convert_inception: the .pth file that the field's FID tools use."
