@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from guided_distill.models.importing import import_function as import_function
     from guided_distill.models.importing import import_torch as import_torch
     from guided_distill.models.model import Model as Model
+    from guided_distill.models.pipeline import Pipeline as Pipeline
     from guided_distill.run.settings import load_config as load_config
     from guided_distill.sampling.sampler import Sampler as Sampler
 
 HOMES = {
     "Function": "models.function",
     "Model": "models.model",
+    "Pipeline": "models.pipeline",
     "Sampler": "sampling.sampler",
     "import_function": "models.importing",
     "import_torch": "models.importing",

@@ -22,7 +22,9 @@ STANDARD = {
     "collections", "dataclasses", "difflib", "functools", "itertools", "math", "operator", "pathlib",
     "typing", "zlib",
 }  # fmt: skip
-EDGES = {"from_torch.py", "importing.py"}  # the modules that need PyTorch
+EDGES = {  # the modules that need PyTorch; the last, transformers for its tokenizers alone
+    "from_torch.py", "importing.py", "diffusers_folder.py", "pipeline.py",
+}  # fmt: skip
 
 
 def part_of(path):

@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def to_float(images):
-    """uint8 [0, 255] -> float32 [-1, 1]; NumPy or JAX arrays."""
-    return images.astype(np.float32) / 127.5 - 1.0
+from guided_distill.diffusion.pixels import to_float as to_float
+from guided_distill.diffusion.pixels import to_uint8 as to_uint8
 
 
 def as_learnt(x):
@@ -23,11 +21,6 @@ def widen(cond):
         lambda leaf: leaf.astype(np.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
         cond,
     )
-
-
-def to_uint8(x):
-    """Float [-1, 1] -> uint8 [0, 255], by rounding."""
-    return np.round((np.clip(x, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
 def crop_and_resize(images, size):
