@@ -75,7 +75,8 @@ def run(request):
     check_fit(student, source)
     if request.link:
         check_link(source.folder, out)
-    results = read_json(stage_root(request) / "report" / "results.json", derived=True)
+    results = local_path(request.workdir, "`workdir`") / "report" / "results.json"
+    results = read_json(results, derived=True)
     with replacing_folder(out) as partial:
         for w in weights:
             folder = partial / f"w{w:g}" if len(weights) > 1 else partial
@@ -93,11 +94,6 @@ def check_out(out):
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"`out` {path} is not empty: name a new folder, or remove it first")
     return path
-
-
-def stage_root(request):
-    """The workdir's path."""
-    return local_path(request.workdir, "`workdir`")
 
 
 def student_of(stage, num_steps):
@@ -143,8 +139,8 @@ def choose_weights(student, record, asked):
         return (low,)
     if student.dial == FOLDED:
         raise UserError(
-            f"{student.diffusers['pipeline']} has no dial for w: name in `w` one or more weights of "
-            f"{low:g} to {high:g}, such as --w={high:g}, and each becomes a folder"
+            f"{student.diffusers['pipeline']} has no dial for w: name in `w` one or more weights "
+            f"of {low:g} to {high:g}, such as --w={high:g}, and each becomes a folder"
         )
     return (None,)
 
@@ -156,14 +152,14 @@ def read_source(student, moved):
       UserError: naming what is missing in it.
     """
     folder = local_path(moved or student.diffusers["source"], "`from`")
-    index = read_foreign(folder / INDEX_FILE)
+    index = read_json(folder / INDEX_FILE)
     if index is None:
         raise UserError(
             f"{folder} holds no {INDEX_FILE}: name in `from` where the diffusers folder that the "
             "teacher was imported from lies now"
         )
     component = student.diffusers["component"]
-    config = read_foreign(folder / component / "config.json")
+    config = read_json(folder / component / "config.json")
     if config is None:
         raise UserError(f"{folder} lacks {component}/config.json: name a whole folder in `from`")
     return Source(
@@ -175,14 +171,9 @@ def read_source(student, moved):
     )
 
 
-def read_foreign(path):
-    """The dict of a JSON file that others wrote, None where there is none."""
-    return read_json(path)
-
-
 def find_weights(folder):
     """`{name: (file, shape)}` of a component's safetensors, in one file or in several."""
-    index = read_foreign(folder / f"{WEIGHTS}.safetensors.index.json")
+    index = read_json(folder / f"{WEIGHTS}.safetensors.index.json")
     files = sorted(set(index["weight_map"].values())) if index else [f"{WEIGHTS}.safetensors"]
     found = {}
     for name in files:

@@ -139,7 +139,7 @@ def _loop(student, name):
         with torch.no_grad():
             for time in scheduler.timesteps:
                 says = unet(z, time, labels).sample
-                z = scheduler.{step}.prev_sample
+                z = scheduler.step(says, time, z{clip}).prev_sample
         image = (z / 2 + 0.5).clamp(0, 1)""")
 
 
