@@ -9,6 +9,7 @@ import guided_distill.distill
 if TYPE_CHECKING:
     from guided_distill.jobs.distill import distill as distill
     from guided_distill.jobs.train import train as train
+    from guided_distill.models.diffusers_folder import import_diffusers as import_diffusers
     from guided_distill.models.function import Function as Function
     from guided_distill.models.importing import import_function as import_function
     from guided_distill.models.importing import import_torch as import_torch
@@ -22,6 +23,7 @@ HOMES = {
     "Model": "models.model",
     "Pipeline": "models.pipeline",
     "Sampler": "sampling.sampler",
+    "import_diffusers": "models.diffusers_folder",
     "import_function": "models.importing",
     "import_torch": "models.importing",
     "load_config": "run.settings",

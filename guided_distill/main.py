@@ -121,8 +121,9 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "from",
     None,
-    "import: a Python file whose get_teacher() gives the arguments of guided_distill.import_torch. "
-    "export: the diffusers folder that the teacher was imported from, where it has moved.",
+    "import: a diffusers folder, or a Python file whose get_teacher() gives the arguments of "
+    "guided_distill.import_torch. export: the diffusers folder that the teacher was imported from, "
+    "where it has moved.",
 )
 flags.DEFINE_enum("format", None, ("diffusers",), "export: what to write (default diffusers).")
 flags.DEFINE_boolean(

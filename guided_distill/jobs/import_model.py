@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import pathlib
 import runpy
 
@@ -9,6 +10,7 @@ from guided_distill.errors import UserError
 from guided_distill.system.files import local_path
 
 WHAT = "a Python file whose get_teacher() gives the arguments of guided_distill.import_torch"
+WHAT_ELSE = "a diffusers folder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,19 +22,29 @@ class Request:
 
 
 def run(request):
-    """Imports the model of a Python file; `out` is the folder that is written."""
+    """Imports a diffusers folder or the model of a Python file; writes the folder `out`."""
     path = local_path(request.from_, "`from`")
     if not request.from_:
-        raise UserError(f"`from` is missing: name {WHAT}")
+        raise UserError(f"`from` is missing: name {WHAT_ELSE}, or {WHAT}")
     if not request.out:
         raise UserError("`out` is missing: name the folder to write, such as teachers/mine")
-    if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"`from` {path} must be {WHAT}")
+    if not path.is_dir() and (path.suffix != ".py" or not path.is_file()):
+        raise UserError(f"`from` {path} must be {WHAT_ELSE}, or {WHAT}")
     check_torch()
-    from guided_distill.models.importing import import_torch
+    if path.is_dir():
+        import_folder(path, request.out)
+    else:
+        from guided_distill.models.importing import import_torch
 
-    arguments = read_arguments(path)
-    import_torch(**(arguments | {"out": request.out}))
+        import_torch(**(read_arguments(path) | {"out": request.out}))
+
+
+def import_folder(path, out):
+    """Imports a diffusers folder; its packages are told to stay off the network."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    from guided_distill.models.diffusers_folder import import_diffusers
+
+    import_diffusers(path, out=out)
 
 
 def check_torch():

@@ -92,12 +92,13 @@ def import_torch(
       UserError: where the module cannot be traced, has an operation without a rule, or the roles
         do not fit it; before anything is written.
     """
-    out = _new_folder(out)
-    graph, params = _export(module, example, result)
-    description, null = describe(
-        graph,
-        params,
-        paths_of(example),
+    out = new_folder(out)
+    write_denoiser(
+        out,
+        module,
+        example,
+        result=result,
+        w_range=w_range,
         z=z,
         time=time,
         prediction=prediction,
@@ -111,13 +112,27 @@ def import_torch(
         told=told,
         time_scale=time_scale,
     )
+    return out
+
+
+def write_denoiser(out, module, example, *, result="", w_range=None, diffusers=None, **roles):
+    """What `import_torch` writes, into a folder that has nothing of the kind.
+
+    Args:
+      out: the folder, a path.
+      module, example, result, w_range, roles: as of `import_torch`.
+      diffusers: of a module of a diffusers folder, plain JSON that takes its students home.
+    """
+    graph, params = _export(module, example, result)
+    description, null = describe(graph, params, paths_of(example), **roles)
+    if diffusers:
+        description["diffusers"] = diffusers
     trained = {name: params[name] for name in graph.trainable}
     buffers = {name: value for name, value in params.items() if name not in trained}
     parity = _check_parity(module, example, graph, params, result)
     constants = buffers | {NULL + name: value for name, value in (null or {}).items()}
     _write(out, graph, trained, constants, description, w_range, type(module).__name__)
     _tell(out, description, graph, trained, parity)
-    return out
 
 
 def import_function(
@@ -144,7 +159,7 @@ def import_function(
       UserError: where the module cannot be traced or has an operation without a rule; before
         anything is written.
     """
-    out = _new_folder(out)
+    out = new_folder(out)
     graphs, params = {}, {}
     for name, key in (results or {"output": ""}).items():
         graph, of_graph = _export(module, example, key)
@@ -162,7 +177,7 @@ def _export(module, example, result):
         return export_graph(module, example, output=result)
 
 
-def _new_folder(out):
+def new_folder(out):
     """The folder to write, which holds nothing."""
     out = local_path(out, "`out`")
     try:

@@ -19,7 +19,8 @@ W_INPUTS = ("guidance", "timestep_cond")  # as diffusers' networks call them
 
 def describe(
     graph, params, values, *,
-    z, time, prediction, schedule, null, output, w, w_sites, bound, layout, told, time_scale,
+    z, time, prediction, schedule, null=None, output=None, w=None, w_sites=None, bound=None,
+    layout=None, told=None, time_scale=None,
 ):  # fmt: skip
     """(what a record's `model` says, the null conditioning by name or None), all of it checked.
 
@@ -33,7 +34,7 @@ def describe(
       UserError: naming the first role that does not fit the graph.
     """
     _check_roles(graph, z=z, time=time, prediction=prediction)
-    schedule = _schedule(schedule, prediction)
+    schedule = schedule_of(schedule, prediction)
     w = _w_input(graph, w, (z, time, *(null or ())))
     conditioning = [name for name in graph.inputs if name not in (z, time, w)]
     null = _null(null, conditioning, graph)
@@ -80,7 +81,7 @@ def _check_roles(graph, *, z, time, prediction):
         )
 
 
-def _schedule(given, prediction):
+def schedule_of(given, prediction):
     """The `Schedule`, which must have a spec and fit the prediction."""
     if isinstance(given, str | pathlib.Path) and pathlib.Path(given).expanduser().exists():
         path = pathlib.Path(given).expanduser()

@@ -1,0 +1,420 @@
+"""Diffusers folders, imported: each part is the stock pipeline's, and what is wrong is refused."""
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+import diffusers_folders  # noqa: E402
+from conftest import environment  # noqa: E402
+from diffusers_folders import stock  # noqa: E402
+
+import guided_distill  # noqa: E402
+from guided_distill.diffusion.samplers import sample_ddim  # noqa: E402
+from guided_distill.errors import UserError  # noqa: E402
+from guided_distill.models.diffusers_folder import read_source  # noqa: E402
+from guided_distill.models.graph import Graph  # noqa: E402
+from guided_distill.system.tensors import read_tensors  # noqa: E402
+
+for package in ("diffusers", "transformers"):
+    pytest.importorskip(package, reason=f"{package} is not installed")
+KINDS = ["sd", "sdxl", "dit", "unet2d"]
+slow = pytest.mark.slow
+MOST = [*KINDS[:1], *(pytest.param(kind, marks=slow) for kind in KINDS[1:])]
+PROMPTS = ["a dog", "", "a much longer prompt than nine tokens"]
+MAX_ERROR = 1e-5  # of the largest value
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """kind -> its diffusers folder."""
+    root = tmp_path_factory.mktemp("diffusers")
+    return functools.cache(lambda kind: getattr(diffusers_folders, f"make_{kind}")(root / kind))
+
+
+@pytest.fixture(scope="module")
+def brought(made, tmp_path_factory):
+    """kind -> (stock pipeline, folder that it was imported to)."""
+    root = tmp_path_factory.mktemp("imported")
+
+    @functools.cache
+    def bring(kind):
+        return stock(made(kind)), guided_distill.import_diffusers(made(kind), out=root / kind)
+
+    return bring
+
+
+def close(ours, theirs, most=MAX_ERROR):
+    theirs = theirs.detach().numpy()
+    assert_allclose(ours, theirs, atol=most * np.abs(theirs).max(), rtol=0.0)
+
+
+def channels_first(x):
+    return torch.from_numpy(np.moveaxis(np.asarray(x), -1, 1).copy())
+
+
+def noise(shape, batch=3):
+    return np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
+
+
+def denoiser_of(pipe):
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+
+def conditioning(kind, pipe, pipeline):
+    """(ours by name, keyword arguments of the stock network) of three examples."""
+    if kind in ("dit", "unet2d"):
+        labels = np.asarray([1, 7, 3])
+        return {"class_labels": labels}, {"class_labels": torch.from_numpy(labels)}
+    ours = pipeline.embed(PROMPTS)
+    tensors = {name: torch.from_numpy(value) for name, value in ours.items()}
+    added = {n.split(".")[1]: v for n, v in tensors.items() if "." in n}
+    text = {"encoder_hidden_states": tensors["encoder_hidden_states"]}
+    return ours, text | ({"added_cond_kwargs": added} if added else {})
+
+
+@pytest.mark.parametrize("kind", MOST)
+def test_a_denoiser_asked_at_an_index_is_the_component(kind, brought):
+    pipe, folder = brought(kind)
+    model, params = guided_distill.Model.load(folder)
+    pipeline = guided_distill.Pipeline.load(folder)
+    assert pipeline.latent_shape == model.sample_shape
+    cond, theirs = conditioning(kind, pipe, pipeline)
+    z, index = noise(model.sample_shape), np.asarray([0, 499, 999])
+    with torch.no_grad():
+        out = denoiser_of(pipe)(
+            channels_first(z), timestep=torch.from_numpy(index), **theirs
+        ).sample[:, : z.shape[-1]]
+    logsnr = model.schedule.logsnr((index + 1) / np.float32(1000))
+    close(channels_first(model.apply(params, jnp.asarray(z), logsnr, cond, None, None)), out)
+    assert set(params) == {name for name, _ in denoiser_of(pipe).named_parameters()} - {
+        "pos_embed.pos_embed"
+    }
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+@pytest.mark.parametrize("kind", MOST[:3])
+def test_samples_are_the_stock_pipelines(kind, num_steps, brought):
+    """The guided pair in our DDIM, and the stock pipeline with guidance_scale = 1 + w."""
+    pipe, folder = brought(kind)
+    model, params = guided_distill.Model.load(folder)
+    pipeline = guided_distill.Pipeline.load(folder)
+    z_1, w = noise(model.sample_shape), 1.5
+    cond, _ = conditioning(kind, pipe, pipeline)
+    z = channels_first(z_1)
+    settings = dict(num_inference_steps=num_steps, guidance_scale=1 + w)
+    if kind == "dit":
+        theirs = dit_latents(pipe, z, cond["class_labels"].tolist(), **settings)
+    else:
+        # The stock pipeline compares prompts of one length of tokens each, as ours does.
+        theirs = pipe(PROMPTS, latents=z, output_type="latent", **settings).images
+    guided = model.guided(params, jax.tree.map(jnp.asarray, cond))
+    ours = jax.jit(
+        lambda z: sample_ddim(
+            guided, z, jnp.full(3, w), num_steps=num_steps, logsnr_fn=model.schedule.logsnr,
+            bound=None,
+        )
+    )(z_1)  # fmt: skip
+    close(channels_first(ours), theirs)
+
+
+def dit_latents(pipe, z, labels, **settings):
+    """What the stock DiT pipeline would decode of noise that is given, which it takes of none."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        module = sys.modules[type(pipe).__module__]
+        patch.setattr(module, "randn_tensor", lambda *args, **kwargs: z)
+        patch.setattr(pipe.vae, "decode", lambda x: found.append(x) or pipe.vae.decoder_output)
+        patch.setattr(pipe.vae, "decoder_output", type("Output", (), {"sample": z}), raising=False)
+        pipe(labels, output_type="np", **settings)
+    return found[0] * pipe.vae.config.scaling_factor
+
+
+@pytest.mark.parametrize("kind", MOST[:2])
+def test_prompts_are_embedded_as_the_stock_pipeline_does(kind, brought):
+    pipe, folder = brought(kind)
+    pipeline = guided_distill.Pipeline.load(folder)
+    ours, null = pipeline.embed(PROMPTS), pipeline.null
+    assert pipeline.num_cut == 1 and pipeline.embed(["a"]) and pipeline.num_cut == 1
+    theirs = pipe.encode_prompt(
+        PROMPTS, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
+    )
+    close(ours["encoder_hidden_states"], theirs[0])
+    nulls = {"encoder_hidden_states": theirs[1]}
+    if kind == "sdxl":
+        close(ours["added_cond_kwargs.text_embeds"], theirs[2])
+        nulls["added_cond_kwargs.text_embeds"] = theirs[3]
+        sizes = [[16, 16, 0, 0, 16, 16]] * 3
+        assert_array_equal(ours["added_cond_kwargs.time_ids"], sizes)
+        assert_array_equal(null["added_cond_kwargs.time_ids"], sizes[0])
+        assert not null["encoder_hidden_states"].any()
+    for name, expected in nulls.items():
+        assert_allclose(null[name], expected[0].detach().numpy(), atol=MAX_ERROR)
+    assert set(ours) == set(null)
+
+
+@slow
+def test_an_empty_prompt_is_zeros_only_where_the_folder_says_so(tmp_path):
+    made = diffusers_folders.make_sdxl(tmp_path / "made", force_zeros=False)
+    pipe, out = stock(made), guided_distill.import_diffusers(made, out=tmp_path / "out")
+    _, hidden, _, pooled = pipe.encode_prompt(["a"], device="cpu")
+    null = guided_distill.Pipeline.load(out).null
+    close(null["encoder_hidden_states"], hidden[0])
+    close(null["added_cond_kwargs.text_embeds"], pooled[0])
+
+
+def test_pictures_are_encoded_and_decoded_as_the_stock_vae_does(brought):
+    pipe, folder = brought("sd")
+    pipeline = guided_distill.Pipeline.load(folder)
+    images = np.random.default_rng(0).integers(0, 256, (3, *pipeline.image_shape), np.uint8)
+    scale = pipe.vae.config.scaling_factor
+    with torch.no_grad():
+        latent = pipe.vae.encode(channels_first(images.astype(np.float32) / 127.5 - 1)).latent_dist
+        z = channels_first(noise(pipeline.latent_shape))
+        decoded = pipe.vae.decode(z / scale).sample
+    close(channels_first(pipeline.encode(images)), latent.mean * scale)
+    theirs = pipe.image_processor.postprocess(decoded, output_type="np")
+    ours = pipeline.decode(noise(pipeline.latent_shape))
+    assert ours.dtype == np.uint8 and ours.shape == (3, 16, 16, 3)
+    assert_allclose(ours, theirs * 255, atol=0.51)
+    encoder = guided_distill.Function.load(folder / "encoder")
+    found = encoder(image=np.moveaxis(images.astype(np.float32) / 127.5 - 1, -1, 1))
+    close(found["std"], latent.std * scale)
+
+
+def test_where_w_enters_is_where_diffusers_has_its_slot(made, brought):
+    _, folder = brought("sd")
+    description = json.loads((folder / "model.json").read_text())["model"]
+    graph = Graph.read(folder / "graph.json")
+    assert set(description["sites"]) == set(graph.find_sites("timestep"))
+    assert set(description["sites"].values()) == {"time_embedding.linear_1"}
+    home = description["diffusers"]
+    assert home["source"] == str(made("sd").resolve()) and home["component"] == "unet"
+    assert home["pipeline"] == "StableDiffusionPipeline"
+    assert home["class"] == home["config"]["_class_name"] == "UNet2DConditionModel"
+    assert home["scheduler"]["beta_schedule"] == "scaled_linear"
+
+
+@slow
+def test_the_size_ids_of_sdxl_are_no_time(brought):
+    _, folder = brought("sdxl")
+    graph = Graph.read(folder / "graph.json")
+    layers = {node.name: node.args[1].name for node in graph.nodes if len(node.args) > 1}
+    found = {layers[site] for site in graph.find_sites("timestep")}
+    assert found == {"time_embedding.linear_1.weight"}
+
+
+def test_pixels_are_their_own_latents(made, tmp_path):
+    pipe, folder = stock(made("unet2d")), tmp_path / "out"
+    guided_distill.import_diffusers(made("unet2d"), out=folder)
+    model, _ = guided_distill.Model.load(folder)
+    pipeline = guided_distill.Pipeline.load(folder)
+    assert model.bound == 1.0 and pipeline.null == {
+        "class_labels": pipe.unet.config.num_class_embeds - 1
+    }
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    assert_array_equal(pipeline.decode(pipeline.encode(images)), images)
+    with pytest.raises(UserError, match="takes no prompts: its conditioning is class_labels"):
+        pipeline.embed(["a"])
+    with pytest.raises(UserError, match=r"images must be \['n', 8, 8, 3\]"):
+        pipeline.encode(images[:, :4])
+    with pytest.raises(UserError, match="images must be uint8"):
+        pipeline.encode(images / 255.0)
+
+
+@slow
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+def test_a_network_without_classes_is_not_guided(prediction, tmp_path):
+    made = diffusers_folders.make_unet2d(
+        tmp_path / "made", labels=False, prediction_type=prediction, rescale_betas_zero_snr=True
+    )
+    guided_distill.import_diffusers(made, out=tmp_path / "out")
+    model, _ = guided_distill.Model.load(tmp_path / "out")
+    assert model.conditioning.null is None
+    assert model.prediction == {"sample": "x", "v_prediction": "v"}[prediction]
+    assert guided_distill.Pipeline.load(tmp_path / "out").null == {}
+
+
+def weights_of(folder):
+    return {name: read_tensors(folder / name) for name in ("params.safetensors",)}
+
+
+@slow
+@pytest.mark.parametrize(
+    "saving", [dict(variant="fp16"), dict(max_shard_size="40KB")], ids=["fp16", "shards"]
+)
+def test_weights_come_in_other_files_too(saving, brought, tmp_path):
+    made = diffusers_folders.make_sd(tmp_path / "made", saving=saving)
+    names = {path.name for path in (made / "unet").iterdir()}
+    assert "diffusion_pytorch_model.safetensors" not in names
+    out = guided_distill.import_diffusers(made, out=tmp_path / "out")
+    assert_array_equal(*(read_tensors(f / "params.safetensors")["conv_in.weight"]
+                         for f in (out, brought("sd")[1])))  # fmt: skip
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+sys.modules["diffusers"] = None
+import jax.numpy as jnp, numpy as np, guided_distill
+folder, out = sys.argv[1:]
+pipeline = guided_distill.Pipeline.load(folder)
+cond = pipeline.embed(["a dog", "a"])
+model, params = guided_distill.Model.load(folder)
+z = jnp.ones((2, *model.sample_shape))
+x = model.guided(params, cond)(z, jnp.zeros(2), jnp.ones(2))
+np.savez(out, x=x, images=pipeline.decode(x), **cond)
+"""
+
+
+def test_a_folder_is_used_where_pytorch_is_not(brought, tmp_path):
+    _, folder = brought("sd")
+    command = [sys.executable, "-c", WITHOUT_TORCH, folder, tmp_path / "x.npz"]
+    subprocess.run(command, env=environment(), check=True)
+    found = np.load(tmp_path / "x.npz")
+    pipeline = guided_distill.Pipeline.load(folder)
+    cond = pipeline.embed(["a dog", "a"])
+    assert_allclose(found["encoder_hidden_states"], cond["encoder_hidden_states"], atol=1e-6)
+    assert found["images"].shape == (2, 16, 16, 3) and np.isfinite(found["x"]).all()
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def spoil(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def to_bin(folder):
+    """Names weights as if they were a pickle, which nothing opens."""
+    (folder / "diffusion_pytorch_model.safetensors").rename(folder / "diffusion_pytorch_model.bin")
+
+
+SCHEDULER = "scheduler/scheduler_config.json"
+WRONG = {
+    "no folder": (shutil.rmtree, "is no diffusers folder: it has no model_index.json"),
+    "pipeline": (
+        lambda f: edit(f / "model_index.json", _class_name="StableDiffusionImg2ImgPipeline"),
+        "is a StableDiffusionImg2ImgPipeline, none of StableDiffusionPipeline.*import_torch",
+    ),
+    "index": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is damaged"),
+    "vae": (
+        lambda f: edit(f / "model_index.json", vae=["diffusers", "AutoencoderTiny"]),
+        "vae of .* is AutoencoderTiny, not AutoencoderKL",
+    ),
+    "no encoder": (
+        lambda f: edit(f / "model_index.json", text_encoder=[None, None]),
+        "text_encoder of .* is absent, not CLIPTextModel",
+    ),
+    "component": (lambda f: shutil.rmtree(f / "vae"), "has no folder vae"),
+    "tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "has no folder tokenizer"),
+    "config": (lambda f: (f / "unet/config.json").unlink(), "unet/config.json is missing"),
+    "weights": (
+        lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(),
+        "unet has no weights diffusion_pytorch_model.safetensors",
+    ),
+    "pickle": (lambda f: to_bin(f / "unet"), r"pickle \(.bin\).*safe_serialization=True\)"),
+    "cut": (
+        lambda f: spoil(f / "vae/diffusion_pytorch_model.safetensors"),
+        "vae/diffusion_pytorch_model.safetensors is no safetensors file, or damaged",
+    ),
+    "scheduler": (lambda f: (f / SCHEDULER).unlink(), "scheduler_config.json is missing"),
+    "betas": (
+        lambda f: edit(f / SCHEDULER, beta_schedule="sigmoid"),
+        "DDIMScheduler of .*: the scheduler's beta_schedule 'sigmoid' is none of",
+    ),
+    "prediction": (
+        lambda f: edit(f / SCHEDULER, prediction_type="trigflow"),
+        "DDIMScheduler has the prediction_type 'trigflow'",
+    ),
+    "noise alone": (
+        lambda f: edit(f / SCHEDULER, rescale_betas_zero_snr=True),
+        "DDIMScheduler of .*zero terminal SNR.*predicts v",
+    ),
+    "inpainting": (
+        lambda f: edit(f / "unet/config.json", in_channels=9),
+        "takes 9 channels where latents have 4, as for inpainting",
+    ),
+    "distilled": (
+        lambda f: edit(f / "unet/config.json", time_cond_proj_dim=256),
+        "has time_cond_proj_dim 256, not None",
+    ),
+    "sizeless": (lambda f: edit(f / "unet/config.json", sample_size=None), "has no sample_size"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_said_before_weights_are_read(wrong, made, tmp_path):
+    harm, match = WRONG[wrong]
+    shutil.copytree(made("sd"), tmp_path / "sd")
+    harm(tmp_path / "sd")
+    with pytest.raises(UserError, match=match) as error:
+        read_source(tmp_path / "sd")
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_stays_of_an_import_that_fails(made, tmp_path):
+    shutil.copytree(made("unet2d"), tmp_path / "made")
+    path = tmp_path / "made/unet/diffusion_pytorch_model.safetensors"
+    whole = read_tensors(path)
+    import safetensors.numpy
+
+    whole.pop("conv_in.weight")
+    safetensors.numpy.save_file(whole, path)
+    with pytest.raises(UserError, match="unet lacks 1 weights of UNet2DModel, conv_in.weight"):
+        guided_distill.import_diffusers(tmp_path / "made", out=tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    (tmp_path / "out/mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        guided_distill.import_diffusers(tmp_path / "made", out=tmp_path / "out")
+    assert (tmp_path / "out/mine.txt").exists()
+
+
+def test_packages_that_are_not_installed_are_named(made, brought, monkeypatch):
+    pipeline = guided_distill.Pipeline.load(brought("sd")[1])
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match="prompts need transformers"):
+        pipeline.embed(["a"])
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UserError, match="importing a diffusers folder needs diffusers"):
+        read_source(made("sd"))
+
+
+@pytest.mark.parametrize("name", ["decoder/params.safetensors", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("harm", ["cut", "removed"])
+def test_a_damaged_part_is_named(name, harm, brought, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(brought("sd")[1], folder)
+    (folder / name).unlink() if harm == "removed" else spoil(folder / name)
+    pipeline = guided_distill.Pipeline.load(folder)
+    with pytest.raises(UserError, match=name.split("/")[0]):
+        pipeline.embed(["a"])
+        pipeline.decode(noise(pipeline.latent_shape))
+
+
+def test_newer_and_other_folders_are_refused(brought, tmp_path):
+    with pytest.raises(UserError, match="holds no pipeline: it has no pipeline.json"):
+        guided_distill.Pipeline.load(tmp_path)
+    record = json.loads((brought("sd")[1] / "pipeline.json").read_text())
+    record.pop("digest")
+    (tmp_path / "pipeline.json").write_text(json.dumps(record | {"format": 99}))
+    with pytest.raises(UserError, match="format 99, newer than"):
+        guided_distill.Pipeline.load(tmp_path)
+
+
+def test_the_command_line_imports_a_folder(made, tmp_path):
+    command = [sys.executable, "-m", "guided_distill.main", "--mode=import"]
+    command += [f"--from={made('unet2d')}", f"--out={tmp_path / 'out'}"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0 and "conditioning: class_labels" in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 4, done.stderr
