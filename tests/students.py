@@ -6,11 +6,11 @@ import torch
 from diffusers_folders import class_of
 from torch_networks import TIMES, draw
 
-import guided_distill
 from guided_distill.models.imported import W_BRANCH, imported_model
+from guided_distill.models.importing import new_folder, write_denoiser
 from guided_distill.models.student import init_student
-from guided_distill.system.files import read_json, write_json
-from guided_distill.system.workdir import IMPORTED_FILE, StageFolder, stage_name
+from guided_distill.system.files import read_json
+from guided_distill.system.workdir import StageFolder, stage_name
 
 LABELS = {"class_labels": torch.tensor([3, 10])}
 W_RANGE = [0.0, 4.0]
@@ -30,8 +30,8 @@ def inputs_of(pipeline):
     }[pipeline]
 
 
-def bring_teacher(source, out, **changes):
-    """Imports the denoiser of a diffusers folder; returns `out`."""
+def bring_teacher(source, out):
+    """Imports the denoiser of a diffusers folder, alone; returns `out`."""
     index = read_json(source / "model_index.json")
     pipeline = index["_class_name"]
     component = "unet" if "unet" in index else "transformer"
@@ -39,25 +39,21 @@ def bring_teacher(source, out, **changes):
     scheduler = read_json(source / "scheduler" / "scheduler_config.json")
     conditioning, null = inputs_of(pipeline)
     z = "sample" if component == "unet" else "hidden_states"
-    shape = (module.config.in_channels, 8, 8)
-    arguments = dict(
-        z=z, time="timestep", prediction="flow" if "shift" in scheduler else "eps",
-        schedule=scheduler, null=null or zeros_like(conditioning),
+    example = {z: draw(module.config.in_channels, 8, 8), "timestep": TIMES} | conditioning
+    write_denoiser(
+        new_folder(out), module, example, z=z, time="timestep", schedule=scheduler,
+        prediction="flow" if "shift" in scheduler else "eps",
+        null=null or zeros_like(conditioning), output=4 if pipeline == "DiTPipeline" else None,
         bound=1.0 if pipeline == "DDIMPipeline" else None,
-        output=4 if pipeline == "DiTPipeline" else None,
+        diffusers={
+            "pipeline": pipeline,
+            "component": component,
+            "class": index[component][1],
+            "source": str(source.absolute()),
+            "scheduler": scheduler,
+            "config": read_json(source / component / "config.json"),
+        },
     )  # fmt: skip
-    example = {z: draw(*shape), "timestep": TIMES} | conditioning
-    guided_distill.import_torch(module, example, out=out, **arguments | changes)
-    record = read_json(out / IMPORTED_FILE)
-    record["model"]["diffusers"] = {
-        "pipeline": pipeline,
-        "component": component,
-        "class": index[component][1],
-        "source": str(source.absolute()),
-        "scheduler": scheduler,
-        "config": read_json(source / component / "config.json"),
-    }
-    write_json(out / IMPORTED_FILE, record)
     return out
 
 

@@ -6,6 +6,8 @@ import os
 import pathlib
 import shutil
 
+import numpy as np
+
 from guided_distill.distill.distillations import choose_sampler, fitting_samplers, is_pair
 from guided_distill.distill.ranges import check_w
 from guided_distill.errors import UserError
@@ -26,7 +28,9 @@ from guided_distill.system.tensors import read_some_tensors, tensor_shapes, writ
 
 INDEX_FILE = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"  # of a component, in one file or in several
-OPTIONAL = "safety_checker"  # the component that a folder may name without having it
+VARIANTS = (".fp16.", ".bf16.")  # in the names of files that stand beside, or for, the full ones
+CHECKER = "safety_checker"
+OPTIONAL = (CHECKER, "feature_extractor", "image_encoder")  # named by folders that lack them
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")  # never read, never handed on
 PIPELINES = {"DDPMPipeline": "DDIMPipeline"}  # of other steps: what has the student's
 
@@ -72,7 +76,7 @@ def run(request):
     weights = choose_weights(student, stage.record, request.w)
     scheduler = scheduler_config(student)
     source = read_source(student, request.from_)
-    check_fit(student, source)
+    check_fit(student, source, weights[0])
     if request.link:
         check_link(source.folder, out)
     results = local_path(request.workdir, "`workdir`") / "report" / "results.json"
@@ -173,18 +177,30 @@ def read_source(student, moved):
 
 def find_weights(folder):
     """`{name: (file, shape)}` of a component's safetensors, in one file or in several."""
-    index = read_json(folder / f"{WEIGHTS}.safetensors.index.json")
-    files = sorted(set(index["weight_map"].values())) if index else [f"{WEIGHTS}.safetensors"]
+    there = full_names(folder)
+    if f"{WEIGHTS}.safetensors" in there:
+        files = [there[f"{WEIGHTS}.safetensors"]]
+    elif f"{WEIGHTS}.safetensors.index.json" in there:
+        index = read_json(there[f"{WEIGHTS}.safetensors.index.json"])
+        files = [folder / name for name in sorted(set(index["weight_map"].values()))]
+    else:
+        raise UserError(f"{folder} has no {WEIGHTS}.safetensors: put back a copy of it")
+    return {name: (file, shape) for file in files for name, shape in tensor_shapes(file).items()}
+
+
+def full_names(folder):
+    """`{name: file}` of what is handed on of a component: a variant only in place of the full file.
+
+    Pickles are not.
+    """
     found = {}
-    for name in files:
-        if not (folder / name).is_file():
-            raise UserError(
-                f"{folder} lacks {name}: other formats and variants are not read; load the "
-                "pipeline in diffusers and call save_pretrained"
-            )
-        found |= {
-            key: (folder / name, shape) for key, shape in tensor_shapes(folder / name).items()
-        }
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    for path in sorted(files, key=lambda path: any(v in path.name for v in VARIANTS)):
+        name = path.relative_to(folder).as_posix()
+        for variant in VARIANTS:
+            name = name.replace(variant, ".")
+        if path.suffix not in PICKLES:
+            found.setdefault(name, path)
     return found
 
 
@@ -197,7 +213,7 @@ def find_others(folder, index, component):
     ]
     there = [name for name in named if (folder / name).is_dir()]
     for name in named:
-        if name not in there and name != OPTIONAL:
+        if name not in there and name not in OPTIONAL:
             raise UserError(
                 f"{folder} lacks the component {name}, which {INDEX_FILE} names: name a whole "
                 "folder in `from`"
@@ -212,8 +228,11 @@ def find_others(folder, index, component):
     return tuple(there)
 
 
-def check_fit(student, source):
-    """Refuses a folder that is not the one that the teacher was imported from."""
+def check_fit(student, source, w):
+    """Refuses a folder that is not the one that the teacher was imported from.
+
+    `w` is one of the weights to fold, None for the dial.
+    """
     component = source.folder / student.diffusers["component"]
     for key, value in student.diffusers["config"].items():
         if key in source.config and not key.startswith("_") and source.config[key] != value:
@@ -221,7 +240,7 @@ def check_fit(student, source):
                 f"{component} has {key} {source.config[key]!r}, but the teacher was imported with "
                 f"{value!r}: name its own folder in `from`"
             )
-    for name, value in component_weights(student).items():
+    for name, value in component_weights(student, w).items():
         shape = source.weights.get(name, (None, value.shape))[1]
         is_new = name not in source.weights and name in student.params
         if is_new or shape != value.shape:
@@ -250,7 +269,8 @@ def write_folder(folder, student, source, scheduler, w, *, link):
     weights = component_weights(student, w)
     rest = {name: file for name, (file, _) in source.weights.items() if name not in weights}
     for file in sorted(set(rest.values())):
-        weights |= read_some_tensors(file, [name for name, of in rest.items() if of == file])
+        unused = read_some_tensors(file, [name for name, of in rest.items() if of == file])
+        weights |= {name: widen(array) for name, array in unused.items()}
     write_tensors(component / f"{WEIGHTS}.safetensors", weights, format="pt")
     version = {"_diffusers_version": source.index.get("_diffusers_version", "0.42.0")}
     (folder / "scheduler").mkdir()
@@ -258,24 +278,30 @@ def write_folder(folder, student, source, scheduler, w, *, link):
     write_foreign(folder / INDEX_FILE, new_index(source, scheduler))
 
 
+def widen(array):
+    """Halves as float32, which the student has."""
+    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
+
+
 def new_index(source, scheduler):
     """`model_index.json` with the student's scheduler and without what the folder lacks."""
     index = dict(source.index)
     index["_class_name"] = PIPELINES.get(index["_class_name"], index["_class_name"])
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
-    if OPTIONAL in index and OPTIONAL not in source.others:
-        index |= {OPTIONAL: [None, None], "requires_safety_checker": False}
+    lacking = [name for name in OPTIONAL if name in index and name not in source.others]
+    index |= {name: [None, None] for name in lacking}
+    if CHECKER in lacking:
+        index["requires_safety_checker"] = False
     return index
 
 
 def copy_component(source, target, *, link):
-    """A component's files but for pickles, as copies or as hard links."""
-    for path in sorted(source.rglob("*")):
-        if path.is_file() and path.suffix not in PICKLES:
-            there = target / path.relative_to(source)
-            there.parent.mkdir(parents=True, exist_ok=True)
-            put = os.link if link else shutil.copyfile
-            put(path.resolve(), there)  # Files of a download cache are links themselves.
+    """A component's files, as copies or as hard links."""
+    for name, path in full_names(source).items():
+        there = target / name
+        there.parent.mkdir(parents=True, exist_ok=True)
+        put = os.link if link else shutil.copyfile
+        put(path.resolve(), there)  # Files of a download cache are links themselves.
 
 
 def write_foreign(path, value):

@@ -145,7 +145,7 @@ def _ddim_config(student):
         "_class_name": "DDIMScheduler",
         "prediction_type": names[student.description["prediction"]],
         "timestep_spacing": "trailing",
-        "steps_offset": 0,
+        "steps_offset": 1,  # Of no effect here; stock pipelines warn of any other.
         "set_alpha_to_one": True,
         "clip_sample": bound is not None,
         "clip_sample_range": 1.0 if bound is None else bound,

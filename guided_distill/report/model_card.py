@@ -123,10 +123,7 @@ def _snippet(student, record, name, w):
 def _loop(student, name):
     """Of networks that no pipeline gives a class to."""
     shape = student.description["sample_shape"]
-    clipped = student.description["bound"] is not None
-    step = (
-        "step(says, time, z, use_clipped_model_output=True)" if clipped else "step(says, time, z)"
-    )
+    clip = ", use_clipped_model_output=True" if student.description["bound"] is not None else ""
     return textwrap.dedent(f"""\
         import torch
         from diffusers import DDIMScheduler, UNet2DModel
