@@ -99,6 +99,42 @@ def make_dit(folder, *, saving=None, **schedule):
     return save(pipe, folder, saving)
 
 
+def t5(width):
+    """(a T5 encoder, its tokenizer of single letters)."""
+    torch.manual_seed(4)
+    vocabulary = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")]
+    vocabulary += [(letter, -2.0) for letter in ("▁", *LETTERS)]
+    config = class_of("transformers", "T5Config")(
+        vocab_size=len(vocabulary), d_model=width, d_kv=4, d_ff=16, num_layers=2, num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    letters = class_of("transformers", "T5Tokenizer")(vocab=vocabulary, extra_ids=0)
+    return class_of("transformers", "T5EncoderModel")(config).eval(), letters
+
+
+def make_pixart(folder, *, saving=None, **schedule):
+    """A PixArt folder."""
+    encoder, letters = t5(12)
+    pipe = class_of("diffusers", "PixArtAlphaPipeline")(
+        tokenizer=letters, text_encoder=encoder, vae=vae(), transformer=network("pixart")[0],
+        scheduler=ddim(**schedule),
+    )  # fmt: skip
+    return save(pipe, folder, saving)
+
+
+def make_sd3(folder, *, with_t5=True, saving=None):
+    """A Stable Diffusion 3 folder of two CLIP encoders, and T5 where asked for."""
+    letters, (encoder, pieces) = tokenizer(), t5(12) if with_t5 else (None, None)
+    pipe = class_of("diffusers", "StableDiffusion3Pipeline")(
+        transformer=network("sd3")[0], vae=vae(shift_factor=0.1),
+        scheduler=class_of("diffusers", "FlowMatchEulerDiscreteScheduler")(shift=3.0),
+        text_encoder=text_encoder(4, projection=4), tokenizer=letters,
+        text_encoder_2=text_encoder(4, projection=6, seed=3), tokenizer_2=letters,
+        text_encoder_3=encoder, tokenizer_3=pieces,
+    )  # fmt: skip
+    return save(pipe, folder, saving)
+
+
 def make_unet2d(folder, *, labels=True, saving=None, **schedule):
     """A folder of pixels, 8x8x3, with 10 classes and a null beside them, or without classes."""
     unet = network("unet2d")[0]
@@ -115,8 +151,9 @@ def save(pipe, folder, saving=None):
     return folder
 
 
-def stock(folder):
-    """The stock pipeline of a folder, without its bars."""
-    pipe = class_of("diffusers", "DiffusionPipeline").from_pretrained(folder, local_files_only=True)
+def stock(folder, **parts):
+    """The stock pipeline of a folder, without its bars; `parts` are given and not read."""
+    pipeline = class_of("diffusers", "DiffusionPipeline")
+    pipe = pipeline.from_pretrained(folder, local_files_only=True, **parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -27,9 +27,10 @@ from guided_distill.system.tensors import read_tensors  # noqa: E402
 
 for package in ("diffusers", "transformers"):
     pytest.importorskip(package, reason=f"{package} is not installed")
-KINDS = ["sd", "sdxl", "dit", "unet2d"]
 slow = pytest.mark.slow
-MOST = [*KINDS[:1], *(pytest.param(kind, marks=slow) for kind in KINDS[1:])]
+TEXT = ["sd", *(pytest.param(kind, marks=slow) for kind in ("sdxl", "pixart", "sd3"))]
+LATENT = [*TEXT, pytest.param("dit", marks=slow)]
+ALL = [*LATENT, pytest.param("unet2d", marks=slow)]
 PROMPTS = ["a dog", "", "a much longer prompt than nine tokens"]
 MAX_ERROR = 1e-5  # of the largest value
 
@@ -70,96 +71,142 @@ def denoiser_of(pipe):
     return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
+def nested(flat):
+    """Dotted names as dicts in a dict."""
+    tree = {}
+    for name, value in flat.items():
+        first, *rest = name.split(".")
+        if rest:
+            tree.setdefault(first, {})[rest[0]] = value
+        else:
+            tree[first] = value
+    return tree
+
+
 def conditioning(kind, pipe, pipeline):
     """(ours by name, keyword arguments of the stock network) of three examples."""
     if kind in ("dit", "unet2d"):
         labels = np.asarray([1, 7, 3])
         return {"class_labels": labels}, {"class_labels": torch.from_numpy(labels)}
     ours = pipeline.embed(PROMPTS)
-    tensors = {name: torch.from_numpy(value) for name, value in ours.items()}
-    added = {n.split(".")[1]: v for n, v in tensors.items() if "." in n}
-    text = {"encoder_hidden_states": tensors["encoder_hidden_states"]}
-    return ours, text | ({"added_cond_kwargs": added} if added else {})
+    theirs = nested({name: torch.from_numpy(value) for name, value in ours.items()})
+    if kind == "pixart":
+        theirs["added_cond_kwargs"] = dict(resolution=None, aspect_ratio=None)
+    return ours, theirs
 
 
-@pytest.mark.parametrize("kind", MOST)
-def test_a_denoiser_asked_at_an_index_is_the_component(kind, brought):
+@pytest.mark.parametrize("kind", ALL)
+def test_a_denoiser_asked_at_a_time_is_the_component(kind, brought):
     pipe, folder = brought(kind)
     model, params = guided_distill.Model.load(folder)
     pipeline = guided_distill.Pipeline.load(folder)
     assert pipeline.latent_shape == model.sample_shape
     cond, theirs = conditioning(kind, pipe, pipeline)
-    z, index = noise(model.sample_shape), np.asarray([0, 499, 999])
+    z, t = noise(model.sample_shape), np.asarray([0.001, 0.5, 1.0], np.float32)
+    told = 3000 * t / (1 + 2 * t) if kind == "sd3" else np.round(1000 * t) - 1
     with torch.no_grad():
-        out = denoiser_of(pipe)(
-            channels_first(z), timestep=torch.from_numpy(index), **theirs
-        ).sample[:, : z.shape[-1]]
-    logsnr = model.schedule.logsnr((index + 1) / np.float32(1000))
-    close(channels_first(model.apply(params, jnp.asarray(z), logsnr, cond, None, None)), out)
-    assert set(params) == {name for name, _ in denoiser_of(pipe).named_parameters()} - {
-        "pos_embed.pos_embed"
-    }
+        out = denoiser_of(pipe)(channels_first(z), timestep=torch.from_numpy(told), **theirs)
+    logsnr = model.schedule.logsnr(t)
+    ours = model.apply(params, jnp.asarray(z), logsnr, cond, None, None)
+    close(channels_first(ours), out.sample[:, : z.shape[-1]])
+    assert set(params) == {name for name, _ in denoiser_of(pipe).named_parameters()}
+
+
+STOCK_SETTINGS = {
+    "pixart": lambda num_steps: dict(use_resolution_binning=False, clean_caption=False),
+    "sd3": lambda num_steps: dict(sigmas=np.arange(num_steps, 0, -1) / num_steps),
+}
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
-@pytest.mark.parametrize("kind", MOST[:3])
+@pytest.mark.parametrize("kind", LATENT)
 def test_samples_are_the_stock_pipelines(kind, num_steps, brought):
     """The guided pair in our DDIM, and the stock pipeline with guidance_scale = 1 + w."""
     pipe, folder = brought(kind)
     model, params = guided_distill.Model.load(folder)
-    pipeline = guided_distill.Pipeline.load(folder)
+    cond, _ = conditioning(kind, pipe, guided_distill.Pipeline.load(folder))
     z_1, w = noise(model.sample_shape), 1.5
-    cond, _ = conditioning(kind, pipe, pipeline)
-    z = channels_first(z_1)
     settings = dict(num_inference_steps=num_steps, guidance_scale=1 + w)
+    settings |= STOCK_SETTINGS.get(kind, lambda num_steps: {})(num_steps)
     if kind == "dit":
-        theirs = dit_latents(pipe, z, cond["class_labels"].tolist(), **settings)
+        theirs = dit_latents(pipe, channels_first(z_1), cond["class_labels"].tolist(), **settings)
     else:
-        # The stock pipeline compares prompts of one length of tokens each, as ours does.
-        theirs = pipe(PROMPTS, latents=z, output_type="latent", **settings).images
+        settings |= dict(latents=channels_first(z_1), output_type="latent")
+        theirs = pipe(PROMPTS, **settings).images
     guided = model.guided(params, jax.tree.map(jnp.asarray, cond))
-    ours = jax.jit(
-        lambda z: sample_ddim(
-            guided, z, jnp.full(3, w), num_steps=num_steps, logsnr_fn=model.schedule.logsnr,
-            bound=None,
-        )
-    )(z_1)  # fmt: skip
+    ours = sample_ddim(
+        guided, z_1, jnp.full(3, w), num_steps=num_steps, logsnr_fn=model.schedule.logsnr,
+        bound=None,
+    )  # fmt: skip
     close(channels_first(ours), theirs)
 
 
+class Seen(Exception):
+    """What was to be decoded."""
+
+
 def dit_latents(pipe, z, labels, **settings):
-    """What the stock DiT pipeline would decode of noise that is given, which it takes of none."""
-    found = []
+    """The latents of the stock DiT pipeline, which gives pictures alone, of noise `z`."""
+
+    def see(latents):
+        raise Seen(latents)
+
     with pytest.MonkeyPatch.context() as patch:
-        module = sys.modules[type(pipe).__module__]
-        patch.setattr(module, "randn_tensor", lambda *args, **kwargs: z)
-        patch.setattr(pipe.vae, "decode", lambda x: found.append(x) or pipe.vae.decoder_output)
-        patch.setattr(pipe.vae, "decoder_output", type("Output", (), {"sample": z}), raising=False)
-        pipe(labels, output_type="np", **settings)
-    return found[0] * pipe.vae.config.scaling_factor
+        patch.setattr(sys.modules[type(pipe).__module__], "randn_tensor", lambda *_, **__: z)
+        patch.setattr(pipe.vae, "decode", see)
+        with pytest.raises(Seen) as seen:
+            pipe(labels, **settings)
+    return seen.value.args[0] * pipe.vae.config.scaling_factor
 
 
-@pytest.mark.parametrize("kind", MOST[:2])
+# Of each pipeline, which of `encode_prompt`'s results are which conditioning, and its null.
+ENCODED = {
+    "sd": {"encoder_hidden_states": (0, 1)},
+    "sdxl": {"encoder_hidden_states": (0, 1), "added_cond_kwargs.text_embeds": (2, 3)},
+    "pixart": {"encoder_hidden_states": (0, 2), "encoder_attention_mask": (1, 3)},
+    "sd3": {"encoder_hidden_states": (0, 1), "pooled_projections": (2, 3)},
+}
+
+
+def stock_embeddings(kind, pipe, prompts):
+    """`{conditioning: (of the prompts, of none)}` of the stock pipeline."""
+    same = dict(prompt_2=None, prompt_3=None) if kind == "sd3" else {}
+    found = pipe.encode_prompt(
+        prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, **same
+    )
+    return {name: [found[at] for at in places] for name, places in ENCODED[kind].items()}
+
+
+@pytest.mark.parametrize("kind", TEXT)
 def test_prompts_are_embedded_as_the_stock_pipeline_does(kind, brought):
     pipe, folder = brought(kind)
     pipeline = guided_distill.Pipeline.load(folder)
     ours, null = pipeline.embed(PROMPTS), pipeline.null
-    assert pipeline.num_cut == 1 and pipeline.embed(["a"]) and pipeline.num_cut == 1
-    theirs = pipe.encode_prompt(
-        PROMPTS, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
-    )
-    close(ours["encoder_hidden_states"], theirs[0])
-    nulls = {"encoder_hidden_states": theirs[1]}
-    if kind == "sdxl":
-        close(ours["added_cond_kwargs.text_embeds"], theirs[2])
-        nulls["added_cond_kwargs.text_embeds"] = theirs[3]
-        sizes = [[16, 16, 0, 0, 16, 16]] * 3
-        assert_array_equal(ours["added_cond_kwargs.time_ids"], sizes)
-        assert_array_equal(null["added_cond_kwargs.time_ids"], sizes[0])
-        assert not null["encoder_hidden_states"].any()
-    for name, expected in nulls.items():
-        assert_allclose(null[name], expected[0].detach().numpy(), atol=MAX_ERROR)
+    for name, (of_prompts, of_none) in stock_embeddings(kind, pipe, PROMPTS).items():
+        close(ours[name], of_prompts.float())
+        assert_allclose(null[name], of_none[0].detach().numpy(), atol=MAX_ERROR)
     assert set(ours) == set(null)
+    assert pipeline.num_cut == (kind != "pixart")  # Of a limit of nine tokens, and of 120.
+    assert pipeline.embed(["a"]) and pipeline.num_cut == (kind != "pixart")
+
+
+@slow
+def test_sdxl_is_told_the_full_size_and_no_crop(brought):
+    pipeline = guided_distill.Pipeline.load(brought("sdxl")[1])
+    sizes, name = [16, 16, 0, 0, 16, 16], "added_cond_kwargs.time_ids"
+    assert_array_equal(pipeline.embed(PROMPTS)[name], [sizes] * 3)
+    assert_array_equal(pipeline.null[name], sizes)
+    assert not pipeline.null["encoder_hidden_states"].any()
+
+
+@slow
+def test_sd3_goes_without_t5(tmp_path):
+    made = diffusers_folders.make_sd3(tmp_path / "made", with_t5=False)
+    pipe = stock(made, text_encoder_3=None, tokenizer_3=None)
+    out = guided_distill.import_diffusers(made, out=tmp_path / "out")
+    ours = guided_distill.Pipeline.load(out).embed(PROMPTS)
+    for name, (of_prompts, _) in stock_embeddings("sd3", pipe, PROMPTS).items():
+        close(ours[name], of_prompts)
 
 
 @slow
@@ -242,10 +289,6 @@ def test_a_network_without_classes_is_not_guided(prediction, tmp_path):
     assert model.conditioning.null is None
     assert model.prediction == {"sample": "x", "v_prediction": "v"}[prediction]
     assert guided_distill.Pipeline.load(tmp_path / "out").null == {}
-
-
-def weights_of(folder):
-    return {name: read_tensors(folder / name) for name in ("params.safetensors",)}
 
 
 @slow
