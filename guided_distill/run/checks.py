@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from guided_distill.distill.distillations import ALGORITHMS, ENCODER
+from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.errors import UserError
 from guided_distill.run import settings
 
@@ -122,8 +122,6 @@ def check_no_clip(config):
 
 def check_times(config, schedule):
     """Refuses an N that a model of discrete times is not asked at."""
-    if ENCODER.name in config.distillations and not np.isfinite(schedule.logsnr(np.float32(0.0))):
-        raise UserError("distillations has encoder, but the schedule's λ(0) is infinite")
     num_times = schedule.num_times
     if num_times is None:
         return
