@@ -286,6 +286,7 @@ def test_one_weight_is_folded_exactly_where_a_pipeline_has_no_dial(tmp_path):
     assert config == read_json(tmp_path / "source/transformer/config.json")
 
 
+@pytest.mark.slow
 def test_a_network_of_pixels_and_classes_is_folded_and_clipped_alike(tmp_path):
     """No pipeline gives it a class: the lines of the card do, with the stock scheduler."""
     teacher = bring_teacher(make_unet2d(tmp_path / "source"), tmp_path / "teacher")
@@ -304,6 +305,7 @@ def test_a_network_of_pixels_and_classes_is_folded_and_clipped_alike(tmp_path):
     assert np.abs(ours).max() == 1.0
 
 
+@pytest.mark.slow
 def test_sdxl_samples_in_n_calls_of_b(tmp_path):
     teacher = bring_teacher(make_sdxl(tmp_path / "source"), tmp_path / "teacher")
     finish_student(tmp_path / "run", teacher, 2)
@@ -332,6 +334,7 @@ def make_sd3(folder, shift):
     return save(pipe, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shift", "steps"), [(1.0, (1, 4)), (3.0, (2, 4))])
 def test_rectified_flow_steps_on_the_students_grid(shift, steps, tmp_path):
     teacher = bring_teacher(make_sd3(tmp_path / "source", shift), tmp_path / "teacher")

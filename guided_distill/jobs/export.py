@@ -26,6 +26,7 @@ from guided_distill.system.files import local_path, read_json, replacing_folder
 from guided_distill.system.progress import to_stderr
 from guided_distill.system.tensors import read_some_tensors, tensor_shapes, write_tensors
 
+FORMAT = "diffusers"
 INDEX_FILE = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"  # of a component, in one file or in several
 VARIANTS = (".fp16.", ".bf16.")  # in the names of files that stand beside, or for, the full ones
@@ -44,7 +45,7 @@ class Request:
     num_steps: int = 4
     w: tuple[float, ...] = ()
     out: str = ""
-    format: str = "diffusers"
+    format: str = FORMAT
     from_: str = ""
     link: bool = False
 
@@ -70,6 +71,8 @@ class Source:
 
 def run(request):
     """Exports a finished student; all that is refused is refused before anything is written."""
+    if request.format != FORMAT:
+        raise UserError(f"`format` must be {FORMAT}, got {request.format!r}")
     out = check_out(request.out)
     stage = choose_stage(request.workdir, request.stage, request.num_steps)
     student = student_of(stage, request.num_steps)
