@@ -35,6 +35,7 @@ MODES = (  # each a module of `jobs`, with the `Request` that its flags fill and
     "convert_inception",
     "compile_check",
     "import",
+    "export",
 )
 MODES_OF_ONE_PROCESS = (
     "prepare_data",
@@ -42,6 +43,7 @@ MODES_OF_ONE_PROCESS = (
     "convert_inception",
     "compile_check",
     "import",
+    "export",
 )
 JOBS = {"import": "import_model"}  # modules that cannot have their mode's name
 OF_ONE_PROCESS = ("config", "coordinator", "process_id", "compilation_cache")
@@ -67,8 +69,9 @@ flags.DEFINE_string(
     "stage",
     None,
     "train: one stage alone (teacher, step_one), a distillation (step_two/stochastic) or one "
-    "round (step_two/0064). sample: the model to draw from (teacher, step_one, "
-    "step_two/stochastic, single_w/1; default: the deterministic student of --num_steps).",
+    "round (step_two/0064). sample, export: the model to draw from or to take home (teacher, "
+    "step_one, step_two/stochastic, single_w/1; default: the deterministic student of "
+    "--num_steps).",
 )
 flags.DEFINE_string(
     "teacher",
@@ -79,14 +82,16 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "num_steps",
     None,
-    "sample: N, the number of sampling steps (default 4). translate: N of encoder and decoder "
-    "(default: the fewest that both have). encode_data --prompts: of the teacher (default 50).",
+    "sample, export: N, the number of sampling steps (default 4). translate: N of encoder and "
+    "decoder (default: the fewest that both have). encode_data --prompts: of the teacher "
+    "(default 50).",
 )
 flags.DEFINE_list(
     "w",
     None,
     "sample, translate: guidance weights, comma-separated (default 1); 0 is unguided. "
-    "encode_data --prompts: one weight, of what the teacher draws (default 1).",
+    "encode_data --prompts: one weight, of what the teacher draws (default 1). export: weights to "
+    "fold in, a folder each, for pipelines without a dial.",
 )
 flags.DEFINE_enum(
     "sampler",
@@ -137,14 +142,15 @@ flags.DEFINE_string(
     None,
     "sample: an image (grid.png; of latents through a decoder) or arrays (samples.npz). "
     "translate: the figure. reference_stats, convert_inception: the .npz to write. "
-    "evaluate --images: JSON. import, encode_data: the folder to write.",
+    "evaluate --images: JSON. import, export, encode_data: the folder to write.",
 )
 flags.DEFINE_string(
     "from",
     None,
     "import: a diffusers folder, or a Python file whose get_teacher() gives the arguments of "
     "guided_distill.import_torch, or whose get_function() those of guided_distill.import_function. "
-    "encode_data: a folder of pictures with captions or of classes, or of .tar or .parquet shards.",
+    "encode_data: a folder of pictures with captions or of classes, or of .tar or .parquet shards. "
+    "export: the diffusers folder that the teacher was imported from, where it has moved.",
 )
 flags.DEFINE_string(
     "prompts", None, "encode_data: a text file, a prompt a line, where there are no pictures."
@@ -160,6 +166,10 @@ flags.DEFINE_string(
 flags.DEFINE_integer("shard_rows", None, "encode_data: rows of each file (default 1024).")
 flags.DEFINE_integer(
     "max_value", None, "encode_data: what is white in pictures of 16 bits (default 65535)."
+)
+flags.DEFINE_enum("format", None, ("diffusers",), "export: what to write (default diffusers).")
+flags.DEFINE_boolean(
+    "link", None, "export: hard links instead of copies of what the student does not change."
 )
 flags.DEFINE_string(
     "weights", None, "convert_inception: the .pth file that the field's FID tools use."

@@ -4,15 +4,18 @@ Text-like conditioning (a pytree of two embeddings and a mask), latents without 
 schedule of 1000 discrete times, and a network that is told their index.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from guided_distill.diffusion.known_schedules import alphas_bar_schedule
 from guided_distill.diffusion.samplers import encode_ddim
 from guided_distill.diffusion.schedule import nearest_index, table_schedule
-from guided_distill.distill.distillations import ALGORITHMS
+from guided_distill.distill.distillations import ALGORITHMS, ENCODE
 from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.models.model import Conditioning, Model
 from guided_distill.sampling.generator import Generator
@@ -159,3 +162,38 @@ def test_encoding_and_decoding_return_the_latents(batch):
         num_steps=500, logsnr_fn=TEACHER.schedule.logsnr,
     )  # fmt: skip
     assert np.sqrt(np.mean((decode(params, start=encoded, **on) - x) ** 2)) < 0.05 * np.std(x)
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 500])
+def test_where_time_0_is_data_alone_an_encoder_begins_at_the_first_time(batch, num_steps):
+    """Of a schedule whose λ(0) is infinite: x stands for z at 1/T, as where λ(0) is λ(1/T)."""
+    x, cond = batch
+    denoise = STUDENT.denoiser(init(jax.random.key(1)), cond)
+    teacher = TEACHER.guided(init(jax.random.key(2)), cond)
+    setting = dict(
+        num_steps=num_steps, w_range=(0.0, 4.0), loss_weight=LOSS_WEIGHTS["snr_trunc"]
+    )  # fmt: skip
+    keys = jax.random.split(jax.random.key(0), BATCH)
+    losses, encoded = [], []
+    for schedule in (alphas_bar_schedule(ALPHAS_BAR), table_schedule(LOGSNRS)):
+        loss = ALGORITHMS["encoder"].loss(denoise, teacher, x, keys, schedule=schedule, **setting)
+        model = dataclasses.replace(TEACHER, schedule=schedule)
+        encode = Generator(model, ENCODE, guided=False, mesh=make_mesh(), batch_size=BATCH)
+        losses.append(loss)
+        encoded.append(
+            encode(
+                init(jax.random.key(1)), cond=cond, w=np.zeros(BATCH), indices=np.arange(BATCH),
+                num_steps=num_steps, seed=0, start=x,
+            )
+        )  # fmt: skip
+    assert np.isfinite(losses[0]).all() and np.min(losses[0]) > 0.0
+    assert_allclose(losses[0], losses[1], rtol=1e-4)
+    assert np.isfinite(encoded[0]).all()
+    assert_allclose(encoded[0], encoded[1], atol=1e-5 * np.abs(encoded[1]).max())
+
+
+def test_decoding_of_such_a_schedule_still_ends_in_data():
+    schedule = alphas_bar_schedule(ALPHAS_BAR)
+    assert np.isinf(schedule.logsnr(0.0)) and np.isfinite(schedule.from_first_time().logsnr(0.0))
+    times = np.arange(1, TIMES + 1, dtype=np.float32) / TIMES
+    assert_array_equal(schedule.logsnr(times), schedule.from_first_time().logsnr(times))

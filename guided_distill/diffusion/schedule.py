@@ -34,6 +34,21 @@ class Schedule:
         draw = lambda key: jax.random.randint(key, (), 1, self.num_times + 1)  # noqa: E731
         return jax.vmap(draw)(keys) / jnp.float32(self.num_times)
 
+    def from_first_time(self):
+        """The `Schedule` of a run from data to noise, whose λ is finite at t = 0.
+
+        Where λ(0) is infinite, no ε can be told from z = x. So such a run begins at the table's
+        first time: λ(1/T) in place of λ(0), with x for z, as DDIM inversion has it.
+        """
+        if self.num_times is None:
+            return self
+
+        def logsnr(t):
+            at_0, at_first = self.logsnr(0.0), self.logsnr(1.0 / self.num_times)
+            return jnp.minimum(self.logsnr(t), jnp.where(jnp.isinf(at_0), at_first, at_0))
+
+        return dataclasses.replace(self, logsnr=logsnr, spec=None)
+
 
 def cosine_schedule(logsnr_min=-20.0, logsnr_max=20.0):
     """The continuous cosine `Schedule`; arguments as in `cosine_logsnr`."""

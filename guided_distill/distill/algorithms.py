@@ -69,9 +69,10 @@ def stochastic_loss(student, teacher, x, keys, **setting):
     return _jump_loss(student, teacher, x, keys, starts_down, times_down_twice, **setting)
 
 
-def encoder_loss(student, teacher, x, keys, **setting):
+def encoder_loss(student, teacher, x, keys, *, schedule, **setting):
     """Algorithm 4: as Algorithm 2 with time reversed, for `encode_ddim`."""
-    return _jump_loss(student, teacher, x, keys, starts_up, times_up, **setting)
+    schedule = schedule.from_first_time()
+    return _jump_loss(student, teacher, x, keys, starts_up, times_up, schedule=schedule, **setting)
 
 
 def _jump_loss(

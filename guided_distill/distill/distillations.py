@@ -56,6 +56,11 @@ class Distillation:
     compares_with_step_one: bool = False
     figures: tuple[str, str] = ("", "")
 
+    @property
+    def encodes(self):
+        """Whether its students lead from data to noise."""
+        return self.starts is algorithms.starts_up
+
     def copies_teacher(self, num_steps, factor):
         """Whether a round has nothing to learn: its only time is t = 1, and the target there is
         the teacher's own prediction (Algorithm 3 from N = 2 to 1)."""

@@ -38,7 +38,12 @@ def measure_round_gaps(stages, source, weights, *, seed):
         record, teacher = stage.record, teacher_of(stage, stages)
         params = jax.device_put((stage.params, teacher.params))
         factor = record["factor"]
-        gap = compiled.setdefault(factor, compile_gap(model_of(stage), factor))
+        model = model_of(stage)
+        schedule = model.schedule
+        if distillation_of(record).encodes:
+            schedule = schedule.from_first_time()
+        key = factor, schedule is model.schedule
+        gap = compiled.setdefault(key, compile_gap(model, schedule, factor))
         bound = np.float32(1.0 if record["config"]["step_two"]["clip_teacher"] else np.inf)
         low, high = record["w_range"]
         for w in (w for w in weights if low <= w <= high):
@@ -74,9 +79,9 @@ def times_measured(record):
         yield np.asarray([float(time) for time in times], np.float32)
 
 
-def compile_gap(model, factor):
+def compile_gap(model, schedule, factor):
     """`(student, teacher, bound, keys, x, cond, w, times [factor + 1]) -> RMSE`."""
-    logsnr_fn = model.schedule.logsnr
+    logsnr_fn = schedule.logsnr
 
     @jax.jit
     def gap(student_params, teacher_params, bound, keys, x, cond, w, times):

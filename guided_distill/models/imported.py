@@ -244,9 +244,13 @@ def guidance_features(w, dim=W_FEATURES):
 
 def slow_features(w):
     """`guidance_features` without those that turn faster than `FASTEST_FEATURE`."""
+    return jnp.where(slow_rows(), guidance_features(w), 0.0)
+
+
+def slow_rows():
+    """Which of `guidance_features` are slow enough to say something, `[W_FEATURES]` bool."""
     rates = 1000.0 * np.geomspace(1.0, 1e-4, W_FEATURES // 2)
-    slow = np.tile(rates <= FASTEST_FEATURE, 2)
-    return jnp.where(slow, guidance_features(w), 0.0)
+    return np.tile(rates <= FASTEST_FEATURE, 2)
 
 
 def from_channels_last(x, layout):

@@ -5,7 +5,7 @@ import numpy as np
 
 from guided_distill.diffusion.known_schedules import ends_in_noise
 from guided_distill.diffusion.parameterization import CONVERTIBLE
-from guided_distill.distill.distillations import ALGORITHMS, ENCODER
+from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.errors import UserError
 from guided_distill.run import settings
 
@@ -140,8 +140,6 @@ def check_no_clip(config):
 
 def check_times(config, schedule):
     """Refuses an N that a model of discrete times is not asked at."""
-    if ENCODER.name in config.distillations and not np.isfinite(schedule.logsnr(np.float32(0.0))):
-        raise UserError("distillations has encoder, but the schedule's λ(0) is infinite")
     asked = {"step_two.start_steps": (config.step_two.start_steps,)}
     asked["evaluation.baseline_num_steps"] = config.evaluation.baseline_num_steps
     for key, numbers in asked.items():

@@ -74,6 +74,7 @@ class Generator:
         self._sharding = batch_sharding(mesh)
         bind = model.guided if guided else model.denoiser
         run = choose_run(sampler, model.bound, ancestral_mix)
+        schedule = model.schedule.from_first_time() if sampler == ENCODE else model.schedule
 
         def draw_noise(sample_key, indices):
             keys = jax.vmap(jax.random.fold_in, (None, 0))(sample_key, indices)
@@ -82,8 +83,8 @@ class Generator:
             return z_1, jax.vmap(jax.random.fold_in, (None, 0))(way_key, indices)
 
         def sample(params, start, keys, cond, w, num_steps):
-            denoise, logsnr_fn = bind(params, cond), model.schedule.logsnr
-            return run(denoise, start, w, keys, num_steps=num_steps, logsnr_fn=logsnr_fn)
+            denoise = bind(params, cond)
+            return run(denoise, start, w, keys, num_steps=num_steps, logsnr_fn=schedule.logsnr)
 
         self._draw_noise = jax.jit(draw_noise, out_shardings=self._sharding)
         self._sample = jax.jit(sample)

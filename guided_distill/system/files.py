@@ -138,6 +138,23 @@ def replacing(path, suffix=""):
     os.replace(partial, path)
 
 
+@contextlib.contextmanager
+def replacing_folder(path):
+    """A folder to write to, which becomes `path`, missing or empty, when all is written.
+
+    What a killed writer leaves ends in `.partial`, and the next one begins anew.
+    """
+    path = pathlib.Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 @first_only
 def copy_file(source, target):
     """A copy that a reader sees whole or not at all."""
