@@ -467,12 +467,14 @@ A forward pass of one example is one evaluation, forward and backward are three.
 def _provenance(provenance):
     """What the numbers rest on, in short."""
     reference, evaluation = provenance["reference"], provenance["evaluation"]
+    guide = provenance.get("guide")
     has_classes = provenance["num_classes"] is not None
     asked = "classes in the training images' proportions"
     lines = {
         "data": f"{provenance['data']}, sha256 {reference.get('data_sha256', 'unknown')[:16]}",
         "reference": f"{reference.get('n', 'unknown number of')} examples",
         "features": f"{provenance['features']}, resize: {reference.get('resize', 'unknown')}",
+        "guidance": f"by {guide}" if guide else "by the teacher's own null",
         "classifier": provenance["classifier"] or "none",
         "samples": f"{evaluation['num_samples']:,} a row, seed {evaluation['seed']}, "
         f"draws {evaluation['num_draws']}, "

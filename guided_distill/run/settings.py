@@ -93,6 +93,7 @@ RULES = {
     "optimizer.adam_eps": number(0.0, open_low=True),
     **{f"teacher.{key}": rule for key, rule in LONG_STAGE_RULES.items()},
     "teacher.path": PATH,
+    "teacher.guide": PATH,
     "teacher.dropout": RATE,
     "teacher.label_dropout": number(0.0, 1.0, open_low=True, open_high=True),
     **{f"step_one.{key}": rule for key, rule in LONG_STAGE_RULES.items()},
@@ -138,7 +139,11 @@ ROUND_RULES = {
 ROUND_SECTIONS = ("step_two", *(name for name in DISTILLATIONS if name != DETERMINISTIC.name))
 
 
-ADDED_SINCE = (("teacher", "path", ""), ("data", "max_value", 0))  # earlier workdirs lack them
+ADDED_SINCE = (  # earlier workdirs lack them
+    ("teacher", "path", ""),
+    ("teacher", "guide", ""),
+    ("data", "max_value", 0),
+)
 
 
 def load_config(path: str | pathlib.Path) -> ConfigDict:
@@ -266,6 +271,11 @@ def check_together(config):
             "schedule.logsnr_max must be above schedule.logsnr_min, got "
             f"{config.schedule.logsnr_max} and {config.schedule.logsnr_min}"
         )
+    if config.teacher.guide and not config.teacher.path:
+        raise UserError(
+            f"teacher.guide is {config.teacher.guide}, but a teacher that is trained here is "
+            "guided by its own null: name a finished one with teacher.path"
+        )
     for w in config.evaluation.w:
         check_w(w, config.w_range, what="evaluation.w")
     for name in config.distillations:
@@ -285,7 +295,8 @@ def check_data(config, dataset):
                 f"evaluation.translations must hold labels of 0 to {dataset.num_classes - 1}, "
                 f"got {label}"
             )
-    if dataset.num_classes == 1 and tuple(config.w_range) != (0.0, 0.0):
+    has_guidance = dataset.num_classes != 1 or config.teacher.guide
+    if not has_guidance and tuple(config.w_range) != (0.0, 0.0):
         raise UserError(
             f"{dataset.name} has one class, so guidance has nothing to tell apart: w_range and "
             f"evaluation.w must be (0.0, 0.0) and (0.0,), got w_range {tuple(config.w_range)}"
@@ -415,7 +426,7 @@ def from_plain(plain):
         for name in ROUND_SECTIONS
     }
     for section, key, value in ADDED_SINCE:
-        sections[section] = {key: value} | plain[section]
+        sections[section] = {key: value} | sections.get(section, plain[section])
     return ConfigDict(plain | sections)
 
 
