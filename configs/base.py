@@ -87,6 +87,9 @@ def get_config():
     # Folder of a model that is there, imported or a finished stage: then none is trained here, and
     # of an imported one the sections model (but dtype) and schedule are not read; "" trains one
     config.teacher.path = ""
+    # Folder of a second model in the place of the null of the one at path: an unconditional
+    # network, or a weaker one (autoguidance); "" = the null
+    config.teacher.guide = ""
     config.teacher.num_updates = 100_000
     config.teacher.batch_size = 128  # examples per update, over all devices
     config.teacher.learning_rate = 2e-4  # peak

@@ -1,6 +1,7 @@
 """A tiny run of an imported teacher on latents, conditioned on text: its data, model and config.
 
-As a config file it takes the folder that holds both from `TEXT_TO_LATENTS`.
+As a config file it takes the folder that holds both from `TEXT_TO_LATENTS`; where that holds a
+`guide` too, it takes the place of the teacher's null.
 """
 
 import os
@@ -29,9 +30,10 @@ def write_latents(folder, n=N, seed=0, dtype=np.float16):
 
 
 def write_teacher(
-    out, *, takes=("text", "pooled"), channels=2, bound=None, guided=True, schedule="scaled_linear"
-):
-    """An imported network of eps, channels second."""
+    out, *, takes=("text", "pooled"), channels=2, bound=None, guided=True, seed=0,
+    prediction="eps", schedule="scaled_linear",
+):  # fmt: skip
+    """An imported network of 1000 times, channels second."""
     import torch
     from torch import nn
 
@@ -59,7 +61,7 @@ def write_teacher(
             h = self.begin(z) + self.told(torch.cat(told, 1))[:, :, None, None]
             return self.end(nn.functional.silu(h))
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     cond = {
         name: torch.zeros(2, *shapes[name], dtype=torch.int64 if name == "labels" else None)
         for name in takes
@@ -68,7 +70,7 @@ def write_teacher(
     null = {name: np.full(shapes[name], 0.5, np.float32) for name in takes}
     null |= {"labels": 10} if "labels" in takes else {}
     return guided_distill.import_torch(
-        Net().eval(), example, out=out, z="z", time="t", prediction="eps",
+        Net().eval(), example, out=out, z="z", time="t", prediction=prediction,
         schedule=schedule, null=null if guided else None, bound=bound,
     )  # fmt: skip
 
@@ -81,6 +83,7 @@ def get_config():
     config.data.name, config.data.path = "arrays", str(root / "latents")
     config.data.cache, config.data.memory_gb = str(root / "cache"), 0.0
     config.teacher.path = str(root / "teacher")
+    config.teacher.guide = str(root / "guide") if (root / "guide").exists() else ""
     config.w_range = (0.0, 2.0)
     config.step_one.num_updates, config.step_one.batch_size = 12, 8
     config.step_two.start_steps, config.step_two.batch_size = 8, 8

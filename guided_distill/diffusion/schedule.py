@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 FLOW_LOGSNR_MAX = 20.0  # as of the cosine schedule: σ = 4.5e-5
+CONTINUOUS_TIMES = 1000  # at which two continuous schedules are compared
+SAME_LOGSNR = 1e-3  # apart are tables that were computed in other precisions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,13 @@ class Schedule:
     logsnr: Callable
     num_times: int | None = None
     spec: dict | None = None
+
+    def agrees_with(self, other):
+        """Whether both are asked at the same times, with the same λ at each."""
+        count = self.num_times or CONTINUOUS_TIMES
+        times = np.arange(1, count + 1, dtype=np.float32) / count
+        same = np.allclose(self.logsnr(times), other.logsnr(times), rtol=0.0, atol=SAME_LOGSNR)
+        return same and self.num_times == other.num_times
 
     def draw_times(self, keys):
         """One t per key that the model is trained at, uniform, `[B]` float32."""

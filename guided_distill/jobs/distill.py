@@ -36,6 +36,7 @@ def distill(
     *,
     workdir: str | os.PathLike,
     student: Model | None = None,
+    guide: tuple[Model, Params] | None = None,
     config: ConfigDict | None = None,
     steps: Sequence[int] | None = None,
     num_updates: int | None = None,
@@ -57,6 +58,8 @@ def distill(
       student: the same model conditioned on w. Its `init` gives the teacher's parameters and,
         under `w_branch`, what it learns of w, which must add nothing yet. None takes the model
         itself with `knows_w`, for an `apply` and `init` that take care of both.
+      guide: (model, params) that takes the place of the null of `model`, which needs none then:
+        x̂^w = (1 + w) x̂_model − w x̂_guide. It is given what it takes, by name, of the conditioning.
       config: as of `load_config`; None takes configs/imported.py.
       steps: N of the students, in order, each a divisor of the one before; the first divides the
         teacher's steps, `config.step_two.start_steps`.
@@ -74,6 +77,8 @@ def distill(
     config = make_config(config, steps, num_updates, batch_size, w_range)
     config.data.name, config.data.path = "arrays", str(place_data(data, workdir / "data"))
     config.teacher.path = str(place_teacher(model, params, student, workdir, config))
+    if guide is not None:
+        config.teacher.guide = str(place_guide(*guide, workdir))
     train(config, workdir)
     stages = find_own_stages(workdir)
     for name in config.distillations:
@@ -149,23 +154,53 @@ def write_arrays(folder, arrays):
 def place_teacher(model, params, student, workdir, config):
     """The folder of the teacher: the one that it was loaded from, or `workdir`'s own."""
     params = to_host(params)
-    if model.folder is not None and student is None:
-        loaded = StageFolder(model.folder).finished()
-        if loaded.record["params_sha256"] == tree_sha256(params):
-            return model.folder
+    if student is None and was_loaded(model, params):
+        return model.folder
     student = student or with_w(model)
     if config.model.dtype != "float32":
         raise UserError("model.dtype is the function's own: leave it at float32, and cast inside")
-    shapes = jax.tree.map(lambda leaf: [str(leaf.dtype), *np.shape(leaf)], params)
-    held = json_sha256([model.prediction, model.sample_shape, str(shapes)])
     check_fresh_student(model, student, params)
-    hold_models(held, (model, student))
-    folder = StageFolder(workdir / "teacher")
+    return hold((model, student), params, workdir / "teacher", "teacher")
+
+
+def place_guide(model, params, workdir):
+    """The folder of a guide, as of `place_teacher`."""
+    params = to_host(params)
+    if model.knows_w:
+        raise UserError("`guide` knows w already, and neither of a guided pair does")
+    if was_loaded(model, params):
+        return model.folder
+    models = model, model.with_w and model.with_w()
+    return hold(models, params, workdir / "teacher" / "guide", "guide")
+
+
+def was_loaded(model, params):
+    """Whether a model's folder holds these parameters of it."""
+    if model.folder is None:
+        return False
+    return StageFolder(model.folder).finished().record["params_sha256"] == tree_sha256(params)
+
+
+def hold(models, params, path, role):
+    """Keeps functions for this process, and their parameters in a folder; returns it.
+
+    Args:
+      models: (teacher, student).
+      params: of the teacher.
+      path: of the folder.
+      role: "teacher" or "guide", which may be alike but for what they compute.
+    """
+    model = models[0]
+    shapes = jax.tree.map(lambda leaf: [str(leaf.dtype), *np.shape(leaf)], params)
+    facts = [model.prediction, model.sample_shape, str(shapes)]
+    held = json_sha256(facts if role == "teacher" else [role, *facts])
+    hold_models(held, models)
+    folder = StageFolder(path)
     finished = folder.find()
     if finished is None:
         folder.finish(params, teacher_record(model, held))
     elif finished.record["params_sha256"] != tree_sha256(params):
-        raise UserError(f"{folder.path} holds another teacher: take another `workdir`")
+        raise UserError(f"{folder.path} holds another {role}: take another `workdir`")
     return folder.path
 
 
@@ -202,10 +237,7 @@ def check_fresh_student(teacher, student, params):
         )
     z = jax.random.normal(jax.random.key(1), (TRIED, *teacher.sample_shape))
     logsnr = teacher.schedule.logsnr(jnp.full(TRIED, 0.5))
-    cond = jax.tree.map(
-        lambda null: jnp.broadcast_to(jnp.asarray(null), (TRIED, *np.shape(null))),
-        teacher.conditioning.null,
-    )
+    cond = teacher.conditioning.some(TRIED)
     expected = teacher.denoiser(params, cond)(z, logsnr, jnp.zeros(TRIED))
     for w in TRIED_W:
         found = student.denoiser(fresh, cond)(z, logsnr, jnp.full(TRIED, w))

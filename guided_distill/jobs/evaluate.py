@@ -230,6 +230,7 @@ def describe(config, stages, extractor, classifier, reference, dataset):
         "num_classes": dataset.num_classes,
         "classifier": classifier and classifier.name,
         "classifier_accuracy": classifier and classifier.accuracy,
+        "guide": guide_words(stages["teacher"]),
         "w_range": list(config.w_range),
         "batch_size": config.evaluation.batch_size,
         "stages": {name: stage_summary(stage.record) for name, stage in stages.items()},
@@ -237,6 +238,12 @@ def describe(config, stages, extractor, classifier, reference, dataset):
         "jax": jax.__version__,
     }
     return provenance | {"distance": distance_words(provenance, config.evaluation.num_samples)}
+
+
+def guide_words(teacher):
+    """Which model guides the `FinishedStage` of a teacher, None for its own null."""
+    guide = teacher.guide
+    return guide and f"{guide.path}, sha256 {guide.record['params_sha256'][:16]}"
 
 
 def stage_summary(record):

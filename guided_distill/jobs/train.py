@@ -103,8 +103,8 @@ def train_stages(config, workdir, stage_name, on_images):
     check_models(config, models[0], dataset)
     seen = see_data(config, dataset)
     begun = StageFolder(workdir / stages[0].name).read_origin() is not None
-    if finished and finished.is_imported and not begun:
-        check_reading(models[0], finished.params, dataset.train, path=finished.path)
+    if not begun:
+        try_brought(finished, models[0], dataset.train)
     generators = make_generators(config)
     trainer = Trainer(
         config,
@@ -121,6 +121,14 @@ def train_stages(config, workdir, stage_name, on_images):
     if not trained and not evaluated:
         to_stderr(f"this run is finished: {workdir / 'report' / 'index.html'}")
     return bool(trained or evaluated)
+
+
+def try_brought(finished, model, source):
+    """Tries a teacher that was brought, and its guide, on the data."""
+    while finished is not None:
+        if finished.is_imported:
+            check_reading(model, finished.params, source, path=finished.path)
+        finished, model = finished.guide, model.guide
 
 
 def preview(

@@ -1,6 +1,7 @@
 """The U-Net of a config, or of a finished stage, as a `Model`."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from guided_distill.diffusion.schedule import cosine_schedule
 from guided_distill.errors import UserError
 from guided_distill.models.imported import imported_model
-from guided_distill.models.model import Conditioning, Model
+from guided_distill.models.model import Conditioning, Model, guided_by
 from guided_distill.models.unet import UNet
 
 
@@ -36,12 +37,22 @@ def unet_model(settings, schedule, *, image_shape, num_classes, knows_w, dropout
         w_conditioned=knows_w,
         remat=remat,
     )
-    return wrap_network(
+    model = wrap_network(
         network,
         image_shape=image_shape,
         prediction=settings["prediction"],
         schedule=cosine_schedule(schedule["logsnr_min"], schedule["logsnr_max"]),
     )
+    with_w = functools.partial(
+        unet_model,
+        settings,
+        schedule,
+        image_shape=image_shape,
+        num_classes=num_classes,
+        knows_w=True,
+        remat=remat,
+    )
+    return dataclasses.replace(model, with_w=with_w)
 
 
 def wrap_network(network, *, image_shape, prediction, schedule):
@@ -90,28 +101,52 @@ def held_models(stage):
 
 
 def model_of(stage):
-    """The `Model` of a `FinishedStage`: our U-Net's, an imported graph's or a function's.
+    """The `Model` of a `FinishedStage`, with its guide where it has one.
 
     Raises:
       UserError: where it is a function, and this process was not given it.
     """
-    return dataclasses.replace(_network_of(stage), prediction=stage.record["parameterization"])
+    knows_w = stage.record["stage"] != "teacher"
+    model = network_of(stage, knows_w=knows_w)
+    if stage.guide is None:
+        return model
+    dtype = stage.record["config"]["model"].get("dtype", "")
+    return guided_by(model, network_of(stage.guide, knows_w=knows_w, dtype=dtype))
 
 
-def _network_of(stage):
-    record = stage.record
-    knows_w = record["stage"] != "teacher"
+def network_of(stage, *, knows_w, dtype="", remat="none"):
+    """A `FinishedStage`'s own network: our U-Net's, an imported graph's or a function's.
+
+    Args:
+      stage: `FinishedStage`.
+      knows_w: whether it is conditioned on w.
+      dtype: compute dtype of what is no function; '' takes what its record says.
+      remat: as of `UNet`.
+
+    Raises:
+      UserError: as of `model_of`.
+    """
+    model = _network_of(stage.record, stage, knows_w=knows_w, dtype=dtype, remat=remat)
+    return dataclasses.replace(model, prediction=stage.record["parameterization"])
+
+
+def _network_of(record, stage, *, knows_w, dtype, remat):
+    """As `network_of`, which predicts what its teacher does."""
     if "held" in record:
         return held_models(stage)[knows_w]
+    settings = {"dtype": "float32"} | record["config"]["model"]
+    settings |= {"dtype": dtype} if dtype else {}
     if "model" in record:
-        dtype = record["config"]["model"].get("dtype", "float32")
-        return imported_model(record["model"], stage.path, knows_w=knows_w, dtype=dtype)
+        return imported_model(
+            record["model"], stage.path, knows_w=knows_w, dtype=settings["dtype"], remat=remat
+        )
     return unet_model(
-        record["config"]["model"],
+        settings,
         record["config"]["schedule"],
         image_shape=record["image_shape"],
         num_classes=record["num_classes"],
         knows_w=knows_w,
+        remat=remat,
     )
 
 

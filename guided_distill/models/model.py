@@ -48,6 +48,23 @@ class Conditioning:
 
         return jax.tree.map(fill, self.null, cond)
 
+    def some(self, n: int) -> Any:
+        """n examples to try a model on: its null, or zeros where it has none."""
+        one = self.null
+        if one is None:
+            label = jax.ShapeDtypeStruct((), jnp.int32)
+            of = label if self.takes is None else self.takes
+            one = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), of)
+        return jax.tree.map(lambda a: jnp.broadcast_to(jnp.asarray(a), (n, *jnp.shape(a))), one)
+
+    def select(self, cond: Any) -> Any:
+        """What a model takes of the data's conditioning: its own names, one label, or nothing."""
+        if self.takes is None:
+            return cond
+        if isinstance(cond, Mapping):
+            return {name: cond[name] for name in self.takes}
+        return cond if self.takes else {}
+
     def drop(self, cond: Any, keys: jax.Array, rate: float) -> Any:
         """Each example's conditioning replaced by the null with probability `rate`.
 
@@ -87,8 +104,10 @@ class Model:
       knows_w: whether it is conditioned on w; where not, it is given None.
       bound: of x's values, 1 for images; None for none, as of latents.
       raw: of an imported module, `(params, {input: [B, …]}) -> its own output`.
-      with_w: of an imported module, makes the same conditioned on w.
+      with_w: makes the same conditioned on w; None of a function, unless it was given.
       folder: that it was loaded from; None of a function.
+      guide: the model that stands in the place of the null, of `guided_by`; None where that is
+        the model itself, asked with its null.
     """
 
     apply: Callable[..., jax.Array]
@@ -102,6 +121,7 @@ class Model:
     raw: Callable[..., jax.Array] | None = None
     with_w: Callable[[], "Model"] | None = None
     folder: pathlib.Path | None = None
+    guide: "Model | None" = None
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> tuple["Model", Params]:
@@ -129,13 +149,21 @@ class Model:
 
     def pair(self, params: Params, cond: Any) -> tuple[Denoiser, Denoiser]:
         """(x̂_c, x̂) as two denoisers (Algorithm 5)."""
-        return self.denoiser(params, cond), self.denoiser(params, self.conditioning.nulls(cond))
+        x_cond = self.denoiser(params, cond)
+        if self.guide is None:
+            return x_cond, self.denoiser(params, self.conditioning.nulls(cond))
+        asked = self.guide.conditioning.select(cond)
+        return x_cond, self.guide.denoiser(params["guide"], asked)
 
     def guided(self, params: Params, cond: Any) -> Denoiser:
-        """The pair (x̂_c, x̂) as one denoiser x̂^w; both run as one batch of 2B.
+        """The pair (x̂_c, x̂) as one denoiser x̂^w.
 
-        Without a null there is no guidance: x̂_c alone.
+        One model runs both as one batch of 2B; with neither guide nor null there is no guidance:
+        x̂_c alone.
         """
+        if self.guide is not None:
+            halves = self.pair(params, cond)
+            return lambda z, logsnr, w: guide(*(half(z, logsnr, w) for half in halves), w)
         if self.conditioning.null is None:
             return self.denoiser(params, cond)
         nulls = self.conditioning.nulls(cond)
@@ -146,6 +174,25 @@ class Model:
             return guide(both[0::2], both[1::2], w)
 
         return denoise
+
+
+def guided_by(model: Model, guide_model: Model) -> Model:
+    """The model with another in the place of its null: x̂^w = (1 + w) x̂_model − w x̂_guide.
+
+    Both are asked with real conditioning, the guide with what it takes of it, and join as x̂, so
+    that they may predict different things. Parameters are those of both, `{"model", "guide"}`; a
+    denoiser is the conditional half.
+    """
+
+    def apply(params, *asked):
+        return model.apply(params["model"], *asked)
+
+    def init(key):
+        return {"model": model.init(key), "guide": guide_model.init(key)}
+
+    return dataclasses.replace(
+        model, apply=apply, init=init, guide=guide_model, raw=None, with_w=None, folder=None
+    )
 
 
 def clip_prediction(denoise: Denoiser, bound: float | jax.Array) -> Denoiser:

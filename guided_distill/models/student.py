@@ -30,3 +30,8 @@ def init_student(fresh_params, teacher_params):
             f"unexpected {unexpected}, missing {missing}, of another shape {wrong}"
         )
     return flax.traverse_util.unflatten_dict(fresh | teacher, sep="/")
+
+
+def init_pair(fresh_params, teacher_params):
+    """As `init_student`, of both networks of a pair of `guided_by`."""
+    return {half: init_student(fresh, teacher_params[half]) for half, fresh in fresh_params.items()}

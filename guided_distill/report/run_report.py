@@ -484,6 +484,7 @@ A forward pass of one example is one evaluation, forward and backward are three.
 def _provenance(provenance):
     """What the numbers rest on, in short."""
     reference, evaluation = provenance["reference"], provenance["evaluation"]
+    guide = provenance.get("guide")
     has_classes = provenance["num_classes"] is not None
     asked = "classes in the training images' proportions"
     lines = {
@@ -491,6 +492,7 @@ def _provenance(provenance):
         "reference": f"{reference.get('n', 'unknown number of')} examples",
         **({"decoder": provenance["decoder"]} if provenance.get("decoder") else {}),
         "features": f"{provenance['features']}, resize: {reference.get('resize', 'unknown')}",
+        "guidance": f"by {guide}" if guide else "by the teacher's own null",
         "classifier": provenance["classifier"] or "none",
         "samples": f"{evaluation['num_samples']:,} a row, seed {evaluation['seed']}, "
         f"draws {evaluation['num_draws']}, "

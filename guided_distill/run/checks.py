@@ -5,7 +5,7 @@ import numpy as np
 
 from guided_distill.diffusion.known_schedules import ends_in_noise
 from guided_distill.diffusion.parameterization import CONVERTIBLE
-from guided_distill.distill.distillations import ALGORITHMS
+from guided_distill.distill.distillations import ALGORITHMS, DISTILLATIONS
 from guided_distill.errors import UserError
 from guided_distill.run import settings
 
@@ -42,6 +42,14 @@ def check_parent(folder, teacher):
     origin = folder.read_origin()
     if origin is None or teacher is None:
         return
+    here = teacher.guide and teacher.guide.record["params_sha256"]
+    there = origin.get("guide_sha256")
+    if there != here:
+        there, here = (sha256[:12] if sha256 else "none" for sha256 in (there, here))
+        raise UserError(
+            f"{folder.path} was distilled with another guide ({there} there, {here} here): take "
+            "another `workdir`, or the teacher.guide it was begun with"
+        )
     if origin["parent_sha256"] != teacher.record["params_sha256"]:
         raise UserError(
             f"{folder.path} was distilled from another teacher than {teacher.path}: take "
@@ -92,22 +100,19 @@ def check_models(config, teacher, dataset):
     if teacher.bound is None:
         check_no_clip(config)
     null, path = teacher.conditioning.null, config.teacher.path
-    takes = teacher.conditioning.takes
-    if takes is not None:
-        check_conditioning(takes, dataset, path)
-    elif dataset.num_classes is None:
+    check_conditioning(teacher.conditioning.takes, dataset, path)
+    if teacher.guide is not None:
+        takes = teacher.guide.conditioning.takes
+        check_conditioning(takes, dataset, config.teacher.guide, all_of_it=False)
+    elif null is None and tuple(config.w_range) != (0.0, 0.0):
         raise UserError(
-            f"{path} is conditioned on class labels, but {dataset.name} has "
-            f"{_names(dataset.example[1])}"
+            f"{path} is not guided: name another model with teacher.guide, or set w_range and "
+            f"evaluation.w to (0.0, 0.0) and (0.0,), got w_range {tuple(config.w_range)}"
         )
-    if null is None and tuple(config.w_range) != (0.0, 0.0):
-        raise UserError(
-            f"{path} is not guided: w_range and evaluation.w must be (0.0, 0.0) "
-            f"and (0.0,), got w_range {tuple(config.w_range)}"
-        )
-    if isinstance(null, dict) and dataset.num_classes is not None:
-        check_null_label(null, dataset, path)
-    if dataset.null is not None:
+    for model, where in ((teacher, path), (teacher.guide, config.teacher.guide)):
+        if model is not None and dataset.num_classes is not None:
+            check_null_label(model.conditioning.null, dataset, where)
+    if dataset.null is not None and teacher.guide is None:
         check_null(null, dataset, path)
 
 
@@ -160,24 +165,54 @@ def check_divides(schedule, num_steps, what):
     )
 
 
-def check_conditioning(takes, dataset, path):
-    """Refuses data that are conditioned on something else than an imported model.
+def check_guide(config, teacher, guide):
+    """Refuses a guide that cannot be asked where its teacher is; both are `Model`s."""
+    path, of = config.teacher.guide, config.teacher.path
+    for what, has, wants in (
+        ("samples", list(guide.sample_shape), list(teacher.sample_shape)),
+        ("a bound", guide.bound, teacher.bound),
+    ):
+        if has != wants:
+            raise UserError(f"teacher.guide {path} has {what} of {has}, but {of} of {wants}")
+    if not guide.schedule.agrees_with(teacher.schedule):
+        raise UserError(
+            f"teacher.guide {path} has another schedule than {of}: a guide is asked at the times "
+            "of its teacher, so both must be trained on the same"
+        )
+    pairs = [name for name in config.distillations if DISTILLATIONS[name].learns_pair]
+    if pairs and guide.with_w is None:
+        raise UserError(
+            f"distillations has {pairs[0]}, which distils the guide too, but teacher.guide {path} "
+            "is a function that is not known with w: give its Model `with_w`"
+        )
+
+
+def check_conditioning(takes, dataset, path, *, all_of_it=True):
+    """Refuses data that are conditioned on something else than a model.
 
     Args:
-      takes: `{name: jax.ShapeDtypeStruct}` of one example of the model's conditioning.
+      takes: `{name: jax.ShapeDtypeStruct}` of one example of the model's conditioning; None of
+        class labels.
       dataset: `Dataset`.
       path: of the model.
+      all_of_it: whether it must take all that the data have, as a guide need not.
     """
     has = dataset.example[1]
+    if takes is None:
+        if dataset.num_classes is None:
+            raise UserError(
+                f"{path} is conditioned on class labels, but {dataset.name} has {_names(has)}"
+            )
+        return
     if not isinstance(has, dict):
-        if not takes and dataset.num_classes == 1:
+        if not takes and (dataset.num_classes == 1 or not all_of_it):
             return
         if len(takes) != 1 or kind_of(next(iter(takes.values()))) != kind_of(has):
             raise UserError(
                 f"{path} is conditioned on {_names(takes)}, but {dataset.name} has class labels"
             )
         return
-    for name in [*takes, *has]:
+    for name in [*takes, *(has if all_of_it else ())]:
         if name not in has or name not in takes:
             lacks, holds = (dataset.name, path) if name in takes else (path, dataset.name)
             raise UserError(
@@ -206,13 +241,13 @@ def _words(one):
 
 
 def check_null_label(null, dataset, path):
-    """Refuses a null of an imported model that is a class of the data."""
-    ((name, value),) = null.items()
-    if 0 <= value < dataset.num_classes:
-        raise UserError(
-            f"{path} has the null {name} {value}, which is a class of {dataset.name} "
-            f"(0 to {dataset.num_classes - 1})"
-        )
+    """Refuses a null of a model that is a class of the data: it knows fewer than they have."""
+    for name, value in (null if isinstance(null, dict) else {"label": null}).items():
+        if value is not None and 0 <= value < dataset.num_classes:
+            raise UserError(
+                f"{path} has the null {name} {value}, which is a class of {dataset.name} "
+                f"(0 to {dataset.num_classes - 1})"
+            )
 
 
 def check_null(null, dataset, path):

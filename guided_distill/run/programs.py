@@ -10,9 +10,11 @@ import numpy as np
 from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.errors import UserError
-from guided_distill.models.build import held_models, unet_model
+from guided_distill.models.build import held_models, network_of, unet_model
 from guided_distill.models.imported import imported_model
-from guided_distill.models.student import init_student
+from guided_distill.models.model import guided_by
+from guided_distill.models.student import init_pair, init_student
+from guided_distill.run.checks import check_guide
 from guided_distill.system import sharding
 from guided_distill.training.gradient import accumulated_gradient, batch_gradient
 from guided_distill.training.memory import compile_to_fit
@@ -41,6 +43,7 @@ class StagePrograms:
     def __init__(self, config, mesh, models, example):
         self.config, self.mesh = config, mesh
         self.teacher, self.student = models
+        self.guide = self.teacher.guide
         self.example = example
         self.optimizer = make_optimizer(**config.optimizer)
         self._inits, self._updates = {}, {}
@@ -55,23 +58,36 @@ class StagePrograms:
 
     def fresh_state(self, stage, teacher_params):
         """The stage's first state, on the devices: random, or the teacher's params."""
-        if stage.kind not in self._inits:
+        kind = stage.kind, self.student_of(stage) is self.student
+        if kind not in self._inits:
             init = functools.partial(self._init, stage)
             shapes = jax.eval_shape(init, self.stage_key(stage), teacher_params)
             layout = sharding.state_shardings(shapes, self.mesh)
-            self._inits[stage.kind] = jax.jit(init, out_shardings=layout)
-        return self._inits[stage.kind](self.stage_key(stage), teacher_params)
+            self._inits[kind] = jax.jit(init, out_shardings=layout)
+        return self._inits[kind](self.stage_key(stage), teacher_params)
 
     def with_w_branch(self, stage, teacher_params):
         """The teacher's params in the students' network: the same model, for every w.
 
         Algorithm 5 distils the guided pair itself, so its first teacher knows no w yet.
         """
+        init = init_student if self.guide is None else init_pair
 
         def widen(key, teacher_params):
-            return init_student(self.student.init(key), teacher_params)
+            return init(self.student_of(stage).init(key), teacher_params)
 
         return sharding.to_host(jax.jit(widen)(self.stage_key(stage), teacher_params))
+
+    def student_of(self, stage):
+        """The `Model` that a distilled stage trains: with a guide, Algorithm 5's are two."""
+        row = ALGORITHMS.get(stage.algorithm)
+        return self._pair_student if row and row.learns_pair else self.student
+
+    @functools.cached_property
+    def _pair_student(self):
+        if self.guide is None:
+            return self.student
+        return guided_by(self.student, self.guide.with_w())
 
     def bind(self, stage, teacher_params):
         """`(state, learning_rate, batch) -> (state, metrics)`: the stage's update."""
@@ -107,7 +123,7 @@ class StagePrograms:
         key = jax.eval_shape(lambda: self.stage_key(stage))
         teacher_params = None
         if stage.kind != "teacher":
-            teacher = self.teacher if stage.kind == "step_one" else self.student
+            teacher = self.teacher if stage.kind == "step_one" else self.student_of(stage)
             teacher_params = jax.eval_shape(teacher.init, key)
         state = jax.eval_shape(functools.partial(self._init, stage), key, teacher_params)
         return self._shapes(state), self._shapes(teacher_params), self._shapes(key)
@@ -140,7 +156,8 @@ class StagePrograms:
         if stage.kind == "step_one":
             return step_one_losses(self.teacher, self.student, loss_weight=loss_weight)
         row = ALGORITHMS[stage.algorithm]
-        return round_losses(self.student, row, factor=stage.factor, loss_weight=loss_weight)
+        student = self.student_of(stage)
+        return round_losses(student, row, factor=stage.factor, loss_weight=loss_weight)
 
     def _take_gradient(self):
         parts = self.config.memory.gradient_accumulation
@@ -153,7 +170,8 @@ class StagePrograms:
         if stage.kind == "teacher":
             params = self.teacher.init(key)
         if stage.kind == "step_one":
-            params = init_student(self.student.init(key), teacher_params)
+            start = teacher_params if self.guide is None else teacher_params["model"]
+            params = init_student(self.student.init(key), start)
         return init_state(params, self.optimizer, keep_ema="ema_decay" in stage.optimization)
 
     def _shapes(self, tree):
@@ -175,22 +193,36 @@ def make_models(config, image_shape, num_classes, teacher=None):
       image_shape: (H, W, C) of the data.
       num_classes: of the data.
       teacher: `FinishedStage` that the run begins with; None where it trains its own.
+
+    Raises:
+      UserError: where the teacher's guide is none for it.
     """
-    first, student = _networks(config, image_shape, num_classes, teacher)
+    model, student = _own_models(config, image_shape, num_classes, teacher)
+    student = dataclasses.replace(student, prediction=_prediction_of(config, student, teacher))
+    if teacher is None or teacher.guide is None:
+        return model, student
+    options = {"dtype": config.model.dtype, "remat": config.memory.remat}
+    guide = network_of(teacher.guide, knows_w=False, **options)
+    check_guide(config, model, guide)
+    return guided_by(model, guide), student
+
+
+def _prediction_of(config, student, teacher):
+    """What students predict: what step one was told, or what the run begins with does."""
     kind = config.step_one.prediction
-    if teacher is not None and teacher.record["stage"] != "teacher":
-        there = teacher.record["parameterization"]
-        if kind not in ("", there):
-            raise UserError(
-                f"{teacher.path} predicts {there}, and the run has no step one to change that in: "
-                "leave step_one.prediction ''"
-            )
-        kind = there
-    return first, dataclasses.replace(student, prediction=kind or student.prediction)
+    if teacher is None or teacher.record["stage"] == "teacher":
+        return kind or student.prediction
+    there = teacher.record["parameterization"]
+    if kind not in ("", there):
+        raise UserError(
+            f"{teacher.path} predicts {there}, and the run has no step one to change that in: "
+            "leave step_one.prediction ''"
+        )
+    return there
 
 
-def _networks(config, image_shape, num_classes, teacher):
-    """(teacher, student) of one kind of prediction, as of `make_models`."""
+def _own_models(config, image_shape, num_classes, teacher):
+    """As `make_models`, of a teacher without its guide; both predict the same."""
     if teacher is not None and "held" in teacher.record:
         return held_models(teacher)
     if teacher is not None and "model" in teacher.record:

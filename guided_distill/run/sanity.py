@@ -58,7 +58,7 @@ def check_reading(model, params, source, *, path, seed=0):
       UserError: where another prediction, schedule or scale of the data fits, naming it.
     """
     x, cond = source.read(np.arange(min(EXAMPLES, len(source))))
-    x, cond = as_learnt(x), widen(cond)
+    x, cond = as_learnt(x), model.conditioning.select(widen(cond))
     eps = jax.random.normal(jax.random.key(seed), (len(TIMES), *x.shape))
     answer = jax.jit(lambda z, logsnr: model.apply(params, z, logsnr, cond, None, None))
 

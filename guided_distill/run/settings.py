@@ -94,6 +94,7 @@ RULES = {
     "optimizer.adam_eps": number(0.0, open_low=True),
     **{f"teacher.{key}": rule for key, rule in LONG_STAGE_RULES.items()},
     "teacher.path": PATH,
+    "teacher.guide": PATH,
     "teacher.dropout": RATE,
     "teacher.label_dropout": number(0.0, 1.0, open_low=True, open_high=True),
     **{f"step_one.{key}": rule for key, rule in LONG_STAGE_RULES.items()},
@@ -143,7 +144,7 @@ ROUND_SECTIONS = ("step_two", *(name for name in DISTILLATIONS if name != DETERM
 
 
 ADDED_SINCE = {  # earlier workdirs lack them
-    "teacher": {"path": ""},
+    "teacher": {"path": "", "guide": ""},
     "data": {"max_value": 0},
     "step_one": {"prediction": ""},
     "evaluation": {"decoder": "", "features": ""},
@@ -287,6 +288,11 @@ def check_together(config):
         )
     if config.evaluation.inception and config.evaluation.features:
         raise UserError("evaluation.inception and evaluation.features both give features: name one")
+    if config.teacher.guide and not config.teacher.path:
+        raise UserError(
+            f"teacher.guide is {config.teacher.guide}, but a teacher that is trained here is "
+            "guided by its own null: name a finished one with teacher.path"
+        )
     for w in config.evaluation.w:
         check_w(w, config.w_range, what="evaluation.w")
     for name in config.distillations:
@@ -311,7 +317,8 @@ def check_data(config, dataset):
                 f"evaluation.translations must hold labels of 0 to {dataset.num_classes - 1}, "
                 f"got {label}"
             )
-    if dataset.num_classes == 1 and tuple(config.w_range) != (0.0, 0.0):
+    has_guidance = dataset.num_classes != 1 or config.teacher.guide
+    if not has_guidance and tuple(config.w_range) != (0.0, 0.0):
         raise UserError(
             f"{dataset.name} has one class, so guidance has nothing to tell apart: w_range and "
             f"evaluation.w must be (0.0, 0.0) and (0.0,), got w_range {tuple(config.w_range)}"
@@ -448,7 +455,7 @@ def from_plain(plain):
         for name in ROUND_SECTIONS
     }
     for section, added in ADDED_SINCE.items():
-        sections[section] = added | plain[section]
+        sections[section] = added | sections.get(section, plain[section])
     return ConfigDict(plain | sections)
 
 

@@ -7,7 +7,7 @@ from guided_distill.distill.rounds import step_factors
 from guided_distill.errors import UserError, nearest
 from guided_distill.run import settings
 from guided_distill.system.files import local_path
-from guided_distill.system.workdir import StageFolder, family_of, stage_name
+from guided_distill.system.workdir import GuidedTeacher, StageFolder, family_of, stage_name
 
 SHARED_SETTINGS = ("seed", "data", "schedule", "model", "optimizer")
 SHARED_DATA_SETTINGS = ("name", "augmentations")  # The hash of the images stands for the others.
@@ -49,9 +49,24 @@ class Stage:
 
 
 def first_teacher(config):
-    """The `FinishedStage` that the run begins with; None where it trains its own teacher."""
-    path = config.teacher.path
-    return StageFolder(local_path(path, "teacher.path")).finished() if path else None
+    """The `FinishedStage` that the run begins with; None where it trains its own teacher.
+
+    Raises:
+      UserError: where it is not finished, or has a guide where none can be.
+    """
+    teacher, guide = (
+        path and StageFolder(local_path(path, f"teacher.{key}")).finished()
+        for key, path in (("path", config.teacher.path), ("guide", config.teacher.guide))
+    )
+    if not guide:
+        return teacher or None
+    for stage in (guide, teacher):
+        if stage.record["stage"] != "teacher":
+            raise UserError(
+                f"teacher.guide {guide.path} cannot guide {teacher.path}: {stage.path} holds "
+                f"{stage.record['name']}, which knows w already, and neither of a pair does"
+            )
+    return GuidedTeacher(teacher, guide)
 
 
 def plan_stages(config, teacher=None):
@@ -67,7 +82,9 @@ def plan_stages(config, teacher=None):
     if teacher is not None and teacher.is_brought:
         shared |= {key: teacher.record["config"][key] for key in ("model", "schedule")}
         shared["model"] = shared["model"] | {"dtype": plain["model"]["dtype"]}
-    optimization = {key: value for key, value in plain["teacher"].items() if key != "path"}
+    optimization = {
+        key: value for key, value in plain["teacher"].items() if key not in ("path", "guide")
+    }
     stages = [
         Stage(
             "teacher", "teacher", "teacher", None, optimization, shared | {"teacher": optimization}

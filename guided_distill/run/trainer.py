@@ -5,6 +5,7 @@ import pathlib
 import zlib
 
 from guided_distill.data.batches import Batches
+from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.models.build import count_params
 from guided_distill.run import settings
 from guided_distill.run.checks import check_parent, check_settings, check_teacher
@@ -12,7 +13,7 @@ from guided_distill.run.programs import StagePrograms
 from guided_distill.system import sharding
 from guided_distill.system.files import Damaged, write_json
 from guided_distill.system.progress import Progress, to_stderr
-from guided_distill.system.workdir import StageFolder, lineage
+from guided_distill.system.workdir import GuidedTeacher, StageFolder, lineage
 from guided_distill.training.checkpoint import Checkpoints
 from guided_distill.training.loop import StopSignals, run_stage
 from guided_distill.training.memory import check_fits, device_memory
@@ -133,6 +134,8 @@ class Trainer:
             "data_sha256": self.source.sha256,
             "parent_sha256": parent_sha256,
         }
+        if teacher and teacher.guide:
+            origin["guide_sha256"] = teacher.guide.record["params_sha256"]
         folder.begin(origin, teacher)
         fresh = self.programs.fresh_state(stage, teacher_params)
         with Checkpoints(folder.checkpoints) as checkpoints:
@@ -142,7 +145,7 @@ class Trainer:
             state = self.run_updates(stage, state, teacher_params, checkpoints, signals)
             seconds = checkpoints.seconds
         parent = teacher and folder.path_to(teacher)
-        record = self.record(stage, parent, seconds) | origin
+        record = self.record(stage, parent, seconds) | origin | guide_paths(stage, folder, teacher)
         if teacher and teacher.is_brought:
             record |= {
                 key: teacher.record[key] for key in ("model", "held") if key in teacher.record
@@ -246,3 +249,12 @@ class Trainer:
     def metric_writer(self):
         """clu's writer of the run's TensorBoard files, made when there is something to write."""
         return make_metric_writer(self.workdir / "metrics")
+
+
+def guide_paths(stage, folder, teacher):
+    """Paths in a stage's record of the guide: its teacher's, and its own where it is a pair."""
+    if teacher is None or teacher.guide is None:
+        return {}
+    path, row = folder.path_to(teacher.guide), ALGORITHMS.get(stage.algorithm)
+    paths = {"parent_guide": path} if isinstance(teacher, GuidedTeacher) else {}
+    return paths | ({"guide": path} if row and row.learns_pair else {})

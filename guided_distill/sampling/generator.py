@@ -44,6 +44,7 @@ class Generators:
         parts = [record["config"]["model"], record["config"]["schedule"]]
         parts += [record["num_classes"], record["image_shape"]]
         parts += [bool(is_pair(record)), record["stage"] != "teacher", sampler]
+        parts += [stage.guide and stage.guide.record["params_sha256"]]
         key = json.dumps(parts, sort_keys=True)
         if key not in self._made:
             self._made[key] = Generator(

@@ -23,6 +23,7 @@ from guided_distill.system.workdir import (
     StageFolder,
     family_of,
     find_own_stages,
+    find_stages,
 )
 
 MAX_SEED = 2**32 - 1
@@ -178,7 +179,8 @@ class Sampler:
 
 def choose_stage(workdir, stage, num_steps) -> FinishedStage:
     """The stage that is sampled; arguments as in `Sampler.load`."""
-    own = find_own_stages(workdir)
+    # Whether a teacher has a guide, what it taught says.
+    own = find_stages(workdir) if stage == "teacher" else find_own_stages(workdir)
     if stage in own:
         has = own[stage].record["num_steps"]
         if has is not None:

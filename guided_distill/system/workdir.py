@@ -23,6 +23,7 @@ from guided_distill.errors import UserError
 from guided_distill.system.files import (
     Damaged,
     copy_file,
+    json_sha256,
     load_params,
     local_path,
     read_json,
@@ -146,10 +147,54 @@ class FinishedStage:
         is_bounded = self.record.get("model", {"bound": 1.0})["bound"] is not None
         return self.record.get("pictures", is_bounded)
 
-    def parent_folder(self):
-        """`StageFolder` of the stage that was this one's teacher, None for the first."""
-        parent = self.record["parent"]
-        return StageFolder((self.path / parent).resolve()) if parent else None
+    @functools.cached_property
+    def guide(self):
+        """`FinishedStage` of what stands in the place of its null; None for the null itself."""
+        return self._find_guide("guide")
+
+    def find_parent(self):
+        """The `FinishedStage` that was this one's teacher, None for the first."""
+        if not self.record["parent"]:
+            return None
+        parent = StageFolder((self.path / self.record["parent"]).resolve()).finished()
+        guide = self._find_guide("parent_guide")
+        return parent if guide is None else GuidedTeacher(parent, guide)
+
+    def _find_guide(self, key):
+        """The guide whose path the record has under a key.
+
+        Raises:
+          UserError: where its folder holds another one by now.
+        """
+        if key not in self.record:
+            return None
+        guide = StageFolder((self.path / self.record[key]).resolve()).finished()
+        if guide.record["params_sha256"] != self.record["guide_sha256"]:
+            raise UserError(
+                f"{guide.path} holds another guide than the one that {self.path} was trained with: "
+                "put that back"
+            )
+        return guide
+
+
+class GuidedTeacher(FinishedStage):
+    """A finished teacher with another model in the place of its null.
+
+    Its parameters are those of both, as of `guided_by`, and so is their digest: what was drawn or
+    learnt with one guide is not taken for what was with another.
+    """
+
+    def __init__(self, teacher, guide):
+        """Of two `FinishedStage`s."""
+        digests = [stage.record["params_sha256"] for stage in (teacher, guide)]
+        both = {"params_sha256": json_sha256(digests), "guide_sha256": digests[1]}
+        super().__init__(teacher.path, teacher.record | both)
+        self.teacher, self.guide = teacher, guide
+
+    @functools.cached_property
+    def params(self):
+        """As of `FinishedStage`, `{"model", "guide"}`."""
+        return {"model": self.teacher.params, "guide": self.guide.params}
 
 
 class StageFolder:
@@ -188,7 +233,8 @@ class StageFolder:
     def read_origin(self):
         """What determines the params, None before the stage is begun.
 
-        `config` (the part that matters), `data_sha256`, `parent_sha256`.
+        `config` (the part that matters), `data_sha256`, `parent_sha256`; `guide_sha256` where its
+        teacher has a guide.
         """
         return read_json(self.path / RECORD_FILE) or read_json(self.path / "config.json")
 
@@ -243,7 +289,8 @@ def find_stages(workdir):
     found = find_own_stages(workdir)
     for stage in list(found.values()):
         for name, ancestor in lineage(stage).items():
-            found.setdefault(name, ancestor)
+            if name not in found or isinstance(ancestor, GuidedTeacher):
+                found[name] = ancestor
     return found
 
 
@@ -254,8 +301,7 @@ def lineage(stage):
         if "name" not in stage.record:
             raise UserError(f"{stage.path} was written by an earlier version: train it anew")
         found[stage.record["name"]] = stage
-        folder = stage.parent_folder()
-        stage = folder and folder.finished()
+        stage = stage.find_parent()
     return found
 
 
@@ -263,7 +309,7 @@ def teacher_of(stage, stages):
     """The stage among `stages` `{name: FinishedStage}`, or on disk, that taught `stage`."""
     sha256 = stage.record["parent_sha256"]
     known = [other for other in stages.values() if other.record["params_sha256"] == sha256]
-    return known[0] if known else stage.parent_folder().finished()
+    return known[0] if known else stage.find_parent()
 
 
 def params_hashes(stages):
