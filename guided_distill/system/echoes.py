@@ -8,6 +8,7 @@ import sys
 import threading
 
 LINGER_SECONDS = 60.0  # in which Orbax's and TensorStore's threads end after an error
+LEFTOVER = "Removing existing directory since it is not finalized"  # what an earlier error left
 
 
 class _Hooks:
@@ -57,8 +58,10 @@ def _leave():
 
 
 def _is_news_of_orbax(record):
+    if "orbax" not in pathlib.PurePath(record.pathname).parts:
+        return True
     repeats = record.exc_info or any(isinstance(arg, Exception) for arg in record.args or ())
-    return not (repeats and "orbax" in pathlib.PurePath(record.pathname).parts)
+    return not repeats and LEFTOVER not in record.getMessage()
 
 
 def _is_news_of_asyncio(record):
