@@ -21,30 +21,39 @@ def nearest(name, known):
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def describe_trouble(error):
-    """What the machine lacks, in words, where that is behind an error; "" where it is not."""
-    while error is not None:
-        text = str(error)
-        if _says(error, FULL):
-            reason = _reason(error, FULL)
-            return f"the disk takes no more ({reason}): make room, and the same command goes on"
-        if _says(error, UNUSABLE):
-            name = getattr(error, "filename", None) or "a file"
-            reason = _reason(error, UNUSABLE)
-            return f"{name} cannot be used ({reason}): the same command goes on once it can"
+def describe_trouble(error, folder=None):
+    """What the machine lacks, in words, where that is behind an error; "" where it is not.
+
+    Args:
+      error: that was raised.
+      folder: what was being written, where that is known.
+    """
+    for cause in _behind(error):
+        if reason := _reason(cause, FULL):
+            place = f"{folder} cannot be written: " if folder else ""
+            return (
+                f"{place}the disk takes no more ({reason}): make room, and the same command goes on"
+            )
+        if reason := _reason(cause, UNUSABLE):
+            place = folder or getattr(cause, "filename", None) or "a file"
+            return f"{place} cannot be used ({reason}): the same command goes on once it can"
+        text = str(cause)
         if "Unable to initialize backend" in text:
             return f"{text.splitlines()[0]}: check JAX_PLATFORMS, or install JAX for that device"
-        error = error.__cause__ or error.__context__
     return ""
 
 
-def _says(error, numbers):
-    """Whether an error is of one of these numbers, or hands on the words of one."""
-    words = map(os.strerror, numbers)
-    return getattr(error, "errno", None) in numbers or any(word in str(error) for word in words)
+def _behind(error):
+    """An error and what led to it, from the last to the first, and all that a group has."""
+    while error is not None:
+        yield error
+        for member in getattr(error, "exceptions", ()):
+            yield from _behind(member)
+        error = error.__cause__ or error.__context__
 
 
 def _reason(error, numbers):
-    """What to tell of such an error."""
-    number = getattr(error, "errno", None)
-    return os.strerror(number) if number in numbers else str(error).splitlines()[0][:160]
+    """The system's words where an error is of one of these numbers, or hands them on, else ""."""
+    number, text = getattr(error, "errno", None), str(error)
+    said = [known for known in numbers if known == number or os.strerror(known) in text]
+    return os.strerror(said[0]) if said else ""

@@ -22,7 +22,12 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_was_not(campaign):
 
 @pytest.mark.parametrize(
     ("part", "kind", "error", "at"),
-    [("evaluation", "write", "ENOSPC", 30), ("report", "read", "EIO", 60)],
+    [
+        ("step one", "write", "ENOSPC", 14),  # the folder of a checkpoint
+        ("step one", "write", "EIO", 60),  # within it
+        ("evaluation", "write", "ENOSPC", 30),
+        ("report", "read", "EIO", 60),
+    ],
 )
 def test_a_disk_that_fails_ends_a_run_in_one_line_and_costs_nothing(
     campaign, part, kind, error, at

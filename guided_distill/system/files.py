@@ -18,7 +18,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from guided_distill.errors import UserError
+from guided_distill.errors import UserError, describe_trouble
+from guided_distill.system.echoes import without_echoes
 from guided_distill.system.processes import SharedError, first_only, from_first, texts_of_all
 from guided_distill.system.progress import to_stderr
 from guided_distill.system.sharding import to_host
@@ -26,6 +27,11 @@ from guided_distill.system.sharding import to_host
 TRIES = 2  # of reading what cannot be read at once
 READ_BYTES = 2**24
 DIGEST = "digest"  # key of a JSON file's own
+ASYNC_OPTIONS = ocp.AsyncOptions(
+    # Where a folder cannot be made, Orbax's other threads would wait 20 minutes for it, and the
+    # process for them.
+    create_directories_asynchronously=False
+)
 
 
 class Damaged(UserError):
@@ -92,13 +98,28 @@ def array_sha256(array):
 
 
 def save_params(directory, params):
-    """Writes finished parameters; returns their digest."""
+    """Writes finished parameters; returns their digest.
+
+    Raises:
+      UserError: where the disk fails.
+    """
     params = to_host(params)
-    checkpointer = ocp.StandardCheckpointer()
-    checkpointer.save(pathlib.Path(directory).absolute(), params, force=True)
-    checkpointer.wait_until_finished()
-    checkpointer.close()
+    with saving(directory), ocp.StandardCheckpointer(async_options=ASYNC_OPTIONS) as checkpointer:
+        checkpointer.save(pathlib.Path(directory).absolute(), params, force=True)
     return tree_sha256(params)
+
+
+@contextlib.contextmanager
+def saving(folder):
+    """Within this context an error of the disk is one `UserError`, which names the folder."""
+    try:
+        with without_echoes():
+            yield
+    except Exception as error:  # Orbax and TensorStore raise many kinds, some of them in groups.
+        trouble = describe_trouble(error, folder)
+        if not trouble:
+            raise
+        raise UserError(trouble) from error
 
 
 def load_params(directory, sha256):
@@ -174,7 +195,8 @@ def read_folder(folder, read):
     value, damage, unreadable = None, "", ""
     for _ in range(TRIES):
         try:
-            value, damage = read(), ""
+            with without_echoes():
+                value, damage = read(), ""
             break
         except Exception as error:  # Orbax and TensorStore raise many kinds for damage.
             damage = reason_of(error)

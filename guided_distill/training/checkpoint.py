@@ -1,10 +1,8 @@
 """A stage's resumable states, by Orbax, each with a digest that is checked when it is read."""
 
 import contextlib
-import logging
 import pathlib
 import shutil
-import sys
 import time
 
 import jax
@@ -13,7 +11,14 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from guided_distill.errors import UserError
-from guided_distill.system.files import damage_of_any, read_folder, tree_sha256
+from guided_distill.system.echoes import without_echoes
+from guided_distill.system.files import (
+    ASYNC_OPTIONS,
+    damage_of_any,
+    read_folder,
+    saving,
+    tree_sha256,
+)
 from guided_distill.system.processes import first_only, from_first, several
 from guided_distill.system.sharding import to_host
 
@@ -32,13 +37,13 @@ class Checkpoints:
         self.directory = pathlib.Path(directory)
         self.notices = []
         self._seconds_before, self._started = 0.0, time.perf_counter()
-        self._manager = ocp.CheckpointManager(
-            self.directory.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.LatestN(2),
-                cleanup_tmp_directories=True,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.LatestN(2),
+            cleanup_tmp_directories=True,
+            async_options=ASYNC_OPTIONS,
         )
+        with saving(self.directory):
+            self._manager = ocp.CheckpointManager(self.directory.absolute(), options=options)
 
     @property
     def seconds(self):
@@ -49,6 +54,9 @@ class Checkpoints:
 
         Several processes write their own parts of it. One alone writes the copy whose digest it
         takes: Orbax would slice each leaf for each device that holds it.
+
+        Raises:
+          UserError: where the disk fails, now or as it wrote the state before.
         """
         update = int(state.update)
         if update in self._manager.all_steps():
@@ -59,7 +67,8 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(whole), record=ocp.args.JsonSave(record)
         )
-        self._manager.save(update, args=items)
+        with saving(self.directory):
+            self._manager.save(update, args=items)
 
     def restore(self, template):
         """The newest state that is whole, laid out like `template`; None before the first.
@@ -93,14 +102,17 @@ class Checkpoints:
 
     def __enter__(self):
         self._at_exit = contextlib.ExitStack()
-        self._at_exit.enter_context(quiet_late_reads())
-        self._at_exit.callback(self._manager.close)
-        self._at_exit.callback(self._manager.wait_until_finished)
+        self._at_exit.enter_context(without_echoes())
         return self
 
     def __exit__(self, *exc_info):
-        """Waits until everything is on disk."""
-        self._at_exit.close()
+        """Waits until everything is on disk.
+
+        Raises:
+          UserError: where the disk fails.
+        """
+        with self._at_exit, saving(self.directory):
+            self._manager.close()
 
     def _read(self, folder, abstract):
         """The items of a checkpoint, read by this process alone.
@@ -128,28 +140,3 @@ class Checkpoints:
 
         first_only(rename)()
         self._manager.reload()
-
-
-@contextlib.contextmanager
-def quiet_late_reads():
-    """Keeps off the screen what the first error of a restore has said already.
-
-    TensorStore's other reads end after it: each finds its event loop gone, or an error of its own
-    that nobody waits for.
-    """
-    logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
-
-    def on_unraisable(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    def is_news(record):
-        return not record.getMessage().startswith("Task exception was never retrieved")
-
-    sys.unraisablehook = on_unraisable
-    logger.addFilter(is_news)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        logger.removeFilter(is_news)

@@ -1,34 +1,44 @@
 """clu's `MetricWriter` over tensorboardX, for machines without TensorFlow."""
 
+import pathlib
+import time
+
 import numpy as np
-import tensorboardX
 from clu.metric_writers import interface
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
 
 
 class TensorboardXWriter(interface.MetricWriter):
-    """Writes event files; argument names are the interface's, which calls by keyword."""
+    """Writes event files; argument names are the interface's, which calls by keyword.
+
+    It has no thread, as tensorboardX's own writer has: an error of the disk would end that one
+    with a traceback, and the run would wait for it for ever.
+    """
 
     def __init__(self, logdir):
-        self._writer = tensorboardX.SummaryWriter(logdir)
+        pathlib.Path(logdir).mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(f"{logdir}/events")
 
     def write_scalars(self, step, scalars):
         for tag, value in scalars.items():
-            self._writer.add_scalar(tag, np.asarray(value).item(), step)
+            self._write(step, summary.scalar(tag, np.asarray(value).item()))
 
     def write_images(self, step, images):
         for tag, batch in images.items():
-            self._writer.add_images(tag, np.asarray(batch), step, dataformats="NHWC")
+            self._write(step, summary.image(tag, np.asarray(batch), dataformats="NHWC"))
 
     def write_histograms(self, step, arrays, num_buckets=None):
         for tag, values in arrays.items():
-            self._writer.add_histogram(tag, np.asarray(values), step)
+            self._write(step, summary.histogram(tag, np.asarray(values), "tensorflow"))
 
     def write_texts(self, step, texts):
         for tag, text in texts.items():
-            self._writer.add_text(tag, text, step)
+            self._write(step, summary.text(tag, text))
 
     def write_hparams(self, hparams):
-        self._writer.add_text("hparams", str(hparams))
+        self.write_texts(0, {"hparams": str(hparams)})
 
     def write_summaries(self, step, values, metadata=None):
         raise NotImplementedError("raw summaries need TensorFlow: install the extra [tf]")
@@ -44,3 +54,6 @@ class TensorboardXWriter(interface.MetricWriter):
 
     def close(self):
         self._writer.close()
+
+    def _write(self, step, what):
+        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=what))
