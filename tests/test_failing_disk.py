@@ -222,9 +222,17 @@ def disk(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("error", "times"), [("ENOSPC", 0), ("ENOSPC", 1), ("EIO", 1), ("EDQUOT", 0), ("EROFS", 0)]
+    ("error", "times", "share"),
+    [
+        ("ENOSPC", 0, 0.1),
+        ("EROFS", 0, 0.25),
+        ("ENOSPC", 1, 0.4),
+        ("EIO", 1, 0.55),
+        ("EDQUOT", 0, 0.7),
+        ("ENOSPC", 0, 0.85),
+        ("EIO", 1, 0.95),
+    ],
 )
-@pytest.mark.parametrize("share", [0.1, 0.4, 0.7, 0.95])
 def test_whatever_of_its_writes_fails_is_one_line(disk, tmp_path, error, times, share):
     """At some share of them; the same program afterwards ends as if nothing had been."""
     number = getattr(errno, error)
