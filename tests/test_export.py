@@ -212,7 +212,7 @@ def test_pictures_are_changed_on_the_students_own_times(four, calls):
     if calls == 4:
         ours = sampler.draw({"encoder_hidden_states": cond}, w=2.0, noise=z)
     else:
-        model, params = Model.load(sampler._stage.path)
+        model, params = Model.load(sampler.stage.path)
         denoise, on = model.denoiser(params, jnp.asarray(cond)), model.schedule.logsnr
         for i in range(calls, 0, -1):
             logsnr_t, logsnr_s = (on(np.full(2, k / 4, np.float32)) for k in (i, i - 1))

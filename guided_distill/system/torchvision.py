@@ -5,8 +5,6 @@ import importlib
 import importlib.util
 import sys
 
-from guided_distill.system.progress import to_stderr
-
 
 @functools.cache
 def hide_broken_torchvision():
@@ -15,7 +13,5 @@ def hide_broken_torchvision():
         return
     try:
         importlib.import_module("torchvision")
-    except Exception as error:  # Its operators are registered while it is imported.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        to_stderr(f"torchvision does not fit the PyTorch beside it ({reason}): going on without")
+    except Exception:  # Its operators are registered while it is imported.
         sys.modules["torchvision"] = None
