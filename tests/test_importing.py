@@ -372,7 +372,10 @@ def test_the_command_line_imports(tmp_path):
     for flags, message in (
         ({"out": tmp_path / "b"}, "--from is missing"),
         ({"from": script}, "--out is missing"),
-        ({"from": tmp_path / "none.py", "out": tmp_path / "b"}, "must be a Python file"),
+        (
+            {"from": tmp_path / "none.py", "out": tmp_path / "b"},
+            "must be a diffusers folder, or a Python file",
+        ),
     ):
         refused = run(**flags)
         assert refused.returncode == 1 and message in refused.stderr
