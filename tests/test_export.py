@@ -193,6 +193,22 @@ def test_prompts_go_through_the_card_s_own_lines(sd, monkeypatch):
     assert str(sd) not in card
 
 
+@pytest.mark.parametrize("prediction", ["v", "x"])
+def test_a_student_that_predicts_something_else_than_its_teacher_says_so(sd, prediction, tmp_path):
+    name = "run/step_two/deterministic/0004"
+    shutil.copytree(sd / name, tmp_path / name)
+    path = tmp_path / name / "stage.json"
+    write_json(path, read_json(path) | {"parameterization": prediction})
+    sampler = Sampler.load(tmp_path / "run", 4)
+    pipe = stock(send(tmp_path / "run", tmp_path / "out"))
+    cond = cond_of(sampler)
+    found, _ = counted(
+        pipe, prompt_embeds=torch.from_numpy(cond["encoder_hidden_states"]), guidance_scale=3.0,
+        num_inference_steps=4, latents=to_torch(noise_of(2)), output_type="latent",
+    )  # fmt: skip
+    assert_same(to_numpy(found), sampler.draw(cond, w=2.0, noise=noise_of(2)))
+
+
 @pytest.mark.parametrize("calls", [2, 3, 4])
 def test_pictures_are_changed_on_the_students_own_times(four, calls):
     """img2img of strength k/N: our steps from t = k/N, of the noised latents of the picture."""

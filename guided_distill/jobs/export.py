@@ -126,7 +126,7 @@ def student_of(stage, num_steps):
             f"the teacher of {stage.path} came from no diffusers folder, so there is none to "
             "put the student in: import one with --mode=import --from=FOLDER and distill that"
         )
-    return Student(record["model"], stage.params, num_steps)
+    return Student(record["model"], record["parameterization"], stage.params, num_steps)
 
 
 def choose_weights(student, record, asked):

@@ -31,11 +31,13 @@ class Student:
 
     Attributes:
       description: `model` of the record.
+      prediction: what it predicts, which its teacher need not.
       params: its parameters.
       num_steps: N.
     """
 
     description: dict
+    prediction: str
     params: dict
     num_steps: int
 
@@ -63,7 +65,7 @@ class Student:
     @property
     def is_flow(self):
         """Whether it predicts ε − x of rectified flow."""
-        return self.description["prediction"] == "flow"
+        return self.prediction == "flow"
 
 
 def component_config(student, config, w=None):
@@ -143,7 +145,7 @@ def _ddim_config(student):
         )
     return betas | {
         "_class_name": "DDIMScheduler",
-        "prediction_type": names[student.description["prediction"]],
+        "prediction_type": names[student.prediction],
         "timestep_spacing": "trailing",
         "steps_offset": 1,  # Of no effect here; stock pipelines warn of any other.
         "set_alpha_to_one": True,
