@@ -434,6 +434,18 @@ def test_packages_that_are_not_installed_are_named(made, brought, monkeypatch):
         read_source(made("sd"))
 
 
+def test_packages_that_cannot_be_imported_are_said_in_one_line(made, monkeypatch):
+    """As diffusers does, where a package beside it was built for another PyTorch."""
+
+    class Broken:
+        def __getattr__(self, name):
+            raise RuntimeError("Failed to import unet_2d\nbecause of a package beside it")
+
+    monkeypatch.setitem(sys.modules, "diffusers", Broken())
+    with pytest.raises(UserError, match=r"needs diffusers \(Failed to import unet_2d\)"):
+        read_source(made("sd"))
+
+
 @pytest.mark.parametrize("name", ["decoder/params.safetensors", "tokenizer/tokenizer.json"])
 @pytest.mark.parametrize("harm", ["cut", "removed"])
 def test_a_damaged_part_is_named(name, harm, brought, tmp_path):

@@ -34,6 +34,7 @@ from guided_distill.models.pipeline import (
 from guided_distill.models.roles import schedule_of
 from guided_distill.system.files import local_path, read_own_json, reason_of
 from guided_distill.system.progress import to_stderr
+from guided_distill.system.torchvision import hide_broken_torchvision
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler/scheduler_config.json"
 ZERO_NULL = "force_zeros_for_empty_prompt"  # key of the index
@@ -296,11 +297,12 @@ def _class(package, name):
     """A class of diffusers or transformers.
 
     Raises:
-      UserError: where the package is not installed.
+      UserError: where the package is not installed, or does not fit what is.
     """
+    hide_broken_torchvision()
     try:
         return getattr(importlib.import_module(package), name)
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # The second, of what they import in their turn.
         raise UserError(
             f"importing a diffusers folder needs {package} ({reason_of(error)}): "
             "pip install -e '.[torch]'"
