@@ -13,7 +13,13 @@ import pathlib
 
 from guided_distill.data.shards import NULL, SUFFIXES
 from guided_distill.errors import UserError
-from guided_distill.system.files import Damaged, json_sha256, read_own_json, write_own_json
+from guided_distill.system.files import (
+    Damaged,
+    check_format,
+    json_sha256,
+    read_own_json,
+    write_own_json,
+)
 from guided_distill.system.progress import to_stderr
 from guided_distill.system.tensors import read_notes, read_tensors, write_tensors
 
@@ -72,8 +78,7 @@ class Shelf:
             raise UserError(
                 f"`out` {self.folder} holds shards of another origin: name a new folder"
             )
-        if record["format"] > FORMAT:
-            raise UserError(f"{self.folder / RECORD} is of a newer version: update this package")
+        check_format(self.folder / RECORD, record["format"], FORMAT)
         there = record["settings"]
         differing = [key for key in self.settings if there.get(key) != self.settings[key]]
         if differing:

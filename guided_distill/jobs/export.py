@@ -6,8 +6,7 @@ import os
 import pathlib
 import shutil
 
-import numpy as np
-
+from guided_distill.data.pixels import widen
 from guided_distill.distill.distillations import choose_sampler, fitting_samplers, is_pair
 from guided_distill.distill.ranges import check_w
 from guided_distill.errors import UserError
@@ -22,7 +21,7 @@ from guided_distill.models.to_diffusers import (
 )
 from guided_distill.report.model_card import write_card
 from guided_distill.sampling.sampler import choose_stage
-from guided_distill.system.files import local_path, read_json, replacing_folder
+from guided_distill.system.files import check_empty, local_path, read_json, replacing_folder
 from guided_distill.system.progress import to_stderr
 from guided_distill.system.tensors import read_some_tensors, tensor_shapes, write_tensors
 
@@ -98,8 +97,7 @@ def check_out(out):
     if not out:
         raise UserError("`out` is missing: name the folder to write, such as sd15-4")
     path = local_path(out, "`out`")
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"`out` {path} is not empty: name a new folder, or remove it first")
+    check_empty(path)
     return path
 
 
@@ -273,17 +271,12 @@ def write_folder(folder, student, source, scheduler, w, *, link):
     rest = {name: file for name, (file, _) in source.weights.items() if name not in weights}
     for file in sorted(set(rest.values())):
         unused = read_some_tensors(file, [name for name, of in rest.items() if of == file])
-        weights |= {name: widen(array) for name, array in unused.items()}
+        weights |= widen(unused)
     write_tensors(component / f"{WEIGHTS}.safetensors", weights, {"format": "pt"})
     version = {"_diffusers_version": source.index.get("_diffusers_version", "0.42.0")}
     (folder / "scheduler").mkdir()
     write_foreign(folder / "scheduler" / "scheduler_config.json", version | scheduler)
     write_foreign(folder / INDEX_FILE, new_index(source, scheduler))
-
-
-def widen(array):
-    """Halves as float32, which the student has."""
-    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
 
 
 def new_index(source, scheduler):

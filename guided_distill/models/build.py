@@ -126,12 +126,13 @@ def network_of(stage, *, knows_w, dtype="", remat="none"):
     Raises:
       UserError: as of `model_of`.
     """
-    model = _network_of(stage.record, stage, knows_w=knows_w, dtype=dtype, remat=remat)
+    model = _network_of(stage, knows_w=knows_w, dtype=dtype, remat=remat)
     return dataclasses.replace(model, prediction=stage.record["parameterization"])
 
 
-def _network_of(record, stage, *, knows_w, dtype, remat):
+def _network_of(stage, *, knows_w, dtype, remat):
     """As `network_of`, which predicts what its teacher does."""
+    record = stage.record
     if "held" in record:
         return held_models(stage)[knows_w]
     settings = {"dtype": "float32"} | record["config"]["model"]

@@ -18,7 +18,14 @@ import numpy as np
 from guided_distill.errors import UserError
 from guided_distill.models.graph import Graph
 from guided_distill.models.nodes import Spec
-from guided_distill.system.files import Damaged, file_sha256, local_path, read_json, write_json
+from guided_distill.system.files import (
+    Damaged,
+    check_format,
+    file_sha256,
+    local_path,
+    read_json,
+    write_json,
+)
 from guided_distill.system.tensors import read_tensors, write_tensors
 from guided_distill.system.workdir import IMPORTED_FILE, PARAMS_FILE, RECORD_FILE
 
@@ -95,11 +102,7 @@ class Function:
         record = read_json(folder / RECORD)
         if record is None:
             raise UserError(f"{folder} holds no imported function: it has no {RECORD}")
-        if record["format"] > FORMAT:
-            found = record["format"]
-            raise UserError(
-                f"{folder} has format {found}, newer than {FORMAT}: update this package"
-            )
+        check_format(folder, record["format"], FORMAT)
         graphs = {}
         for result, digest in record["graphs"].items():
             path = folder / _graph_file(result)

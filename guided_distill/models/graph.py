@@ -25,7 +25,7 @@ from guided_distill.models.nodes import (
 )
 from guided_distill.models.operations.table import OPERATIONS
 from guided_distill.models.segments import segments_of
-from guided_distill.system.files import read_json, write_json
+from guided_distill.system.files import check_format, read_json, write_json
 
 FORMAT = 1  # of the JSON file
 
@@ -138,8 +138,8 @@ class Graph:
         if record is None:
             raise UserError(f"{path} is missing: a model's graph is written where it is imported")
         found = record.get("format")
-        if isinstance(found, int) and found > FORMAT:
-            raise UserError(f"{path} has format {found}, newer than {FORMAT}: update this package")
+        if isinstance(found, int):
+            check_format(path, found, FORMAT)
         try:
             return _from_record(record)
         except UserError as error:

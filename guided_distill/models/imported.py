@@ -24,6 +24,7 @@ from guided_distill.models.graph import Graph
 from guided_distill.models.model import Conditioning, Model
 from guided_distill.models.precision import plan_precision
 from guided_distill.models.unet import REMAT_POLICIES
+from guided_distill.system.files import check_format
 from guided_distill.system.tensors import read_tensors
 from guided_distill.system.workdir import CONSTANTS_FILE, GRAPH_FILE
 
@@ -60,9 +61,7 @@ def imported_model(description, folder, *, knows_w, dtype="float32", remat="none
     Raises:
       UserError: where the folder is damaged or of a newer version.
     """
-    found = description["format"]
-    if found > FORMAT:
-        raise UserError(f"{folder} has format {found}, newer than {FORMAT}: update this package")
+    check_format(folder, description["format"], FORMAT)
     graph = Graph.read(folder / GRAPH_FILE)
     constants = read_tensors(folder / CONSTANTS_FILE, description["constants_sha256"])
     null = {

@@ -13,7 +13,7 @@ from guided_distill.models.from_torch import export_graph, measure_parity, paths
 from guided_distill.models.function import Function
 from guided_distill.models.imported import NULL
 from guided_distill.models.roles import describe
-from guided_distill.system.files import file_sha256, local_path, write_json
+from guided_distill.system.files import check_empty, file_sha256, local_path, write_json
 from guided_distill.system.progress import to_stderr
 from guided_distill.system.tensors import write_tensors
 from guided_distill.system.workdir import (
@@ -190,8 +190,7 @@ def new_folder(out):
     out = local_path(out, "`out`")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise UserError(f"`out` {out} is not empty: name a new folder, or remove it first")
+        check_empty(out)
     except OSError as error:
         raise UserError(f"`out` {out} cannot be written: {error.strerror}") from error
     return out

@@ -23,6 +23,7 @@ from guided_distill.models.function import Function
 from guided_distill.models.imported import NULL
 from guided_distill.system.files import (
     Damaged,
+    check_format,
     file_sha256,
     json_sha256,
     local_path,
@@ -74,11 +75,7 @@ class Pipeline:
                 f"{folder} holds no pipeline: it has no {RECORD}, which --mode=import writes of a "
                 "diffusers folder"
             )
-        if record["format"] > FORMAT:
-            found = record["format"]
-            raise UserError(
-                f"{folder} has format {found}, newer than {FORMAT}: update this package"
-            )
+        check_format(folder, record["format"], FORMAT)
         return cls(folder, record, file_sha256(folder / RECORD))
 
     @property

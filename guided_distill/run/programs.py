@@ -50,7 +50,7 @@ class StagePrograms:
 
     def model_of(self, stage):
         """The `Model` whose parameters a stage makes."""
-        return self.teacher if stage.kind == "teacher" else self.student
+        return self.teacher if stage.kind == "teacher" else self.student_of(stage)
 
     def stage_key(self, stage):
         """PRNG key of everything a stage draws."""

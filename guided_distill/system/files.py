@@ -70,6 +70,18 @@ def output_path(path, what="`out`"):
     return path
 
 
+def check_empty(path, what="`out`"):
+    """Refuses a folder to write that holds something, or a file in its place."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{what} {path} is not empty: name a new folder, or remove it first")
+
+
+def check_format(path, found, known):
+    """Refuses what a later version wrote: its format is newer than the one known here."""
+    if found > known:
+        raise UserError(f"{path} has format {found}, newer than {known}: update this package")
+
+
 def tree_sha256(tree):
     """Digest of a tree's leaves in sorted path order: path, dtype, shape and bytes of each."""
     digest = hashlib.sha256()
