@@ -86,16 +86,17 @@ def make_captions(config):
     The teacher's 200 steps show all that 1000 do.
     """
     config.w_range = (0.0, 6.0)
-    config.step_one.num_updates = 3_000
+    config.step_one.num_updates = 6_000
     config.step_one.batch_size = 64
     config.step_one.learning_rate = 2e-3
     config.step_one.learning_rate_decay = "linear"
     config.step_one.warmup_updates = 100
     config.step_one.loss = "v"
+    config.step_one.prediction = "v"
     config.step_two.start_steps = 200
     config.step_two.batch_size = 32
     config.step_two.rounds = base["rounds_to"](
-        40, 8, 4, 2, 1, num_updates=1_500, last_updates=2_000, learning_rate=5e-4
+        40, 8, 4, 2, 1, num_updates=2_000, last_updates=3_000, learning_rate=5e-4
     )
     config.model.dtype = "float32"
     config.memory.remat = "none"

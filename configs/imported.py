@@ -68,10 +68,11 @@ def make_digits(config):
     config.step_one.warmup_updates = 100
     config.step_one.ema_decay = 0.999
     config.step_one.loss = "v"
+    config.step_one.prediction = "v"
     config.step_two.start_steps = 200
     config.step_two.batch_size = 64
     config.step_two.rounds = base["rounds_to"](
-        40, 8, 4, 2, 1, num_updates=3_000, last_updates=2_000, learning_rate=5e-4
+        40, 8, 4, 2, 1, num_updates=3_000, last_updates=3_000, learning_rate=5e-4
     )
     for one_round in config.step_two.rounds:
         one_round.clip_teacher = one_round.num_steps <= 4

@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from guided_distill.errors import UserError
 from guided_distill.models.graph import FORMAT, Graph
+from guided_distill.models.sites import layer_of
 from guided_distill.system.tensors import read_tensors, write_tensors
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -190,6 +191,7 @@ import sys
 sys.modules["torch"] = None
 import numpy as np
 from guided_distill.models.graph import Graph
+from guided_distill.models.sites import layer_of
 from guided_distill.system.tensors import read_tensors, write_tensors
 folder = sys.argv[1]
 graph, params = Graph.read(folder + "/graph.json"), read_tensors(folder + "/params.safetensors")
@@ -324,6 +326,70 @@ def test_what_is_added_at_a_site_acts_as_a_bias(exported):
         graph.run(params, inputs, add_to_input={"nowhere": extra})
     with pytest.raises(UserError, match=r"did you mean time\?"):
         graph.find_sites("tine")
+
+
+class Table(nn.Module):
+    """A row of a table of times added to the channels of a picture, by one of four ways."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.table = way, nn.Embedding(10, 6)
+        self.first, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 3, 3, padding=1)
+        self.project, self.weight = nn.Conv2d(6, 6, 1), nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x, time):
+        h, told = self.first(x), self.table(time)
+        if self.way == "convolution":
+            told = self.project(told[:, :, None, None])[:, :, 0, 0]
+        elif self.way == "product":
+            told = nn.functional.silu(told) @ self.weight
+        elif self.way == "einsum":
+            told = torch.einsum("bi,io->bo", told, self.weight)
+        return self.last(nn.functional.silu(h + told[..., None, None]))
+
+
+class Channel(nn.Module):
+    """The time as one more channel of the picture, or of a point of the plane."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first, self.rest = first, nn.Sequential(nn.SiLU(), nn.Linear(5, 5))
+
+    def forward(self, x, time):
+        channel = time.reshape(-1, *[1] * (x.ndim - 1)).expand(-1, 1, *x.shape[2:])
+        h = self.first(torch.cat([x, channel / 10.0], 1))
+        return self.rest(h.transpose(1, -1)).transpose(1, -1)[:, : x.shape[1]]
+
+
+@pytest.mark.parametrize(
+    "module, shape, layer, width",
+    [
+        (Table("itself"), (3, 4, 4), None, 6),
+        (Table("convolution"), (3, 4, 4), None, 6),
+        (Table("product"), (3, 4, 4), None, 6),
+        (Table("einsum"), (3, 4, 4), None, 6),
+        (Channel(nn.Conv2d(4, 5, 3, padding=1)), (3, 5, 5), "first", 5),
+        (Channel(nn.Linear(3, 5)), (2,), "first", 5),
+    ],
+)
+def test_where_the_time_feeds_no_linear_layer_w_is_added_to_what_it_is(module, shape, layer, width):
+    """Each way takes all w that it is given, at once and at any batch size."""
+    times = torch.tensor([1, 7]) if isinstance(module, Table) else torch.tensor([1.0, 7.0])
+    graph, params = export_graph(module.eval(), dict(x=torch.randn(2, *shape), time=times))
+    assert not graph.find_sites("time")
+    (site,) = graph.find_outputs("time")
+    (node,) = (node for node in graph.nodes if node.name == site)
+    assert layer_of(graph, node) == (layer or site)
+    assert graph.output_width(site) == width
+    inputs = {"x": np.ones((3, *shape), np.float32), "time": np.asarray([1, 2, 3])}
+    inputs["time"] = inputs["time"].astype(graph.inputs["time"].dtype)
+    says = graph.run(params, inputs)
+    nothing = np.zeros((3, width), np.float32)
+    assert_array_equal(graph.run(params, inputs, add_to_output={site: nothing}), says)
+    added = np.random.default_rng(0).standard_normal((3, width)).astype(np.float32)
+    added[0] = 0.0
+    moved = np.abs(graph.run(params, inputs, add_to_output={site: added}) - says)
+    assert moved[0].max() == 0.0 and min(row.max() for row in moved[1:]) > 1e-3
 
 
 # Mistakes.

@@ -133,6 +133,36 @@ def test_layers_that_w_enters_can_be_named(tmp_path):
     assert matrix.shape == (256, params["time_embedding.linear_2.weight"].shape[1])
 
 
+class Plane(nn.Module):
+    """Points of the plane in one of two classes, the time beside them: no embedding at all."""
+
+    def __init__(self):
+        super().__init__()
+        layers = nn.Linear(2 + 1 + 3, 16), nn.SiLU(), nn.Linear(16, 16), nn.SiLU(), nn.Linear(16, 2)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x, time, label):
+        told = nn.functional.one_hot(label, 3).float()
+        return self.layers(torch.cat([x, time[:, None], told], 1))
+
+
+def test_w_enters_a_network_that_is_told_the_bare_time(tmp_path, capfd):
+    torch.manual_seed(0)
+    example = dict(x=torch.randn(2, 2), time=torch.rand(2), label=torch.tensor([0, 1]))
+    roles = dict(z="x", time="time", null={"label": 2}, schedule="flow", prediction="flow")
+    model, params = bring_anew(Plane().eval(), example, tmp_path / "out", **roles)
+    assert "w enters at: layers.0\n" in capfd.readouterr().err
+    student, student_params = student_of(tmp_path / "out", params)
+    assert student_params[W_BRANCH]["layers.0"].shape == (256, 16)
+    z, logsnr, w = draw(model, 4)
+    cond = jnp.asarray([0, 1, 1, 0])
+    says = model.denoiser(params, cond)(z, logsnr, w)
+    assert_array_equal(student.denoiser(student_params, cond)(z, logsnr, w), says)
+    student_params[W_BRANCH] = jax.tree.map(lambda a: a + 0.05, student_params[W_BRANCH])
+    moved = student.denoiser(student_params, cond)(z, logsnr, w)
+    assert np.abs(moved - says).max(axis=1).min() > 1e-3
+
+
 def test_a_module_with_a_guidance_embedding_is_a_model_of_w(tmp_path):
     """Flux's guidance is 1 + w; it teaches rounds at once, without step one."""
     module, example, model, params = bring("flux", tmp_path / "out")
@@ -281,7 +311,7 @@ def noisy_terminal():
         (dict(layout="NHCW"), "`layout` must be one of NCHW, NHWC"),
         (dict(output=2), "name the prediction's|of which `output` takes"),
         (dict(output=[0, 1, 7]), "`output` must lie in 0 to 2"),
-        (dict(w_sites=["time_embedding.linear_3"]), "is no linear layer.*linear_[12]"),
+        (dict(w_sites=["time_embedding.linear_3"]), "is no layer.*linear_[12]"),
         (dict(w="guidance"), "`w` 'guidance' is no input"),
         (dict(told="sigmas"), "`told` must be index"),
         (dict(told="t"), "`told` must be index"),

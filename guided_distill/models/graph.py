@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from guided_distill.errors import UserError, nearest
 from guided_distill.models import sites
 from guided_distill.models.nodes import (
+    BATCH,
     INPUT,
     NODE,
     PARAM,
@@ -23,7 +24,7 @@ from guided_distill.models.nodes import (
     encode,
     refs_of,
 )
-from guided_distill.models.operations.table import OPERATIONS
+from guided_distill.models.operations.table import CONVOLUTIONS, OPERATIONS
 from guided_distill.models.segments import segments_of
 from guided_distill.system.files import check_format, read_json, write_json
 
@@ -57,7 +58,9 @@ class Graph:
         """Names of the parameters that training moves."""
         return tuple(name for name, spec in self.params.items() if spec.trainable)
 
-    def run(self, params, inputs, *, add_to_input=None, precision=None, remat=None):
+    def run(
+        self, params, inputs, *, add_to_input=None, add_to_output=None, precision=None, remat=None
+    ):
         """The output at any batch size; pure, to be differentiated, jitted and vmapped.
 
         Args:
@@ -65,6 +68,8 @@ class Graph:
           inputs: `{name: [B, …]}` of `self.inputs`; cast to their dtypes.
           add_to_input: `{node: [B, width]}` that is added to the first argument of that node,
             alike along the axes between.
+          add_to_output: `{node: [B, width]}` that is added to its value, along the channels of a
+            convolution and else the only other axis that is not one, or the last.
           precision: `Precision`; None computes all in float32.
           remat: policy of `jax.checkpoint` for each of `segments_of` the nodes; None keeps all.
 
@@ -72,8 +77,8 @@ class Graph:
           UserError: where an input is missing, unknown or of another shape, where no node has such
             a name, or where a rule refuses its arguments, naming the node.
         """
-        add = add_to_input or {}
-        _check_names("a node to add to", add, {node.name for node in self.nodes})
+        add = (add_to_input or {}, add_to_output or {})
+        _check_names("a node to add to", [*add[0], *add[1]], {node.name for node in self.nodes})
         inputs = self._bind(inputs)
         run = functools.partial(self._run_nodes, params, precision=precision, remat=remat)
         with jax.numpy_rank_promotion("allow"):  # PyTorch broadcasts by ranks.
@@ -105,10 +110,28 @@ class Graph:
         _check_names("the time", [time_input], self.inputs)
         return sites.find_sites(self, time_input)
 
+    def find_outputs(self, time_input):
+        """Names of the nodes whose value a guidance weight may be added to, without `find_sites`.
+
+        The embeddings of the time where they meet anything else: `add_to_output={site: [B,
+        output_width(site)]}`. Where there are none, the first layers that see the time.
+        """
+        return sites.find_outputs(self, time_input)
+
     def input_width(self, site):
         """Width of what a linear node of `find_sites` is fed."""
         (node,) = (node for node in self.nodes if node.name == site)
         return self.params[node.args[1].name].shape[1]
+
+    def output_width(self, site):
+        """Width of a node's value, as `run` adds to it."""
+        (node,) = (node for node in self.nodes if node.name == site)
+        params = {
+            name: jax.ShapeDtypeStruct(spec.shape, spec.dtype) for name, spec in self.params.items()
+        }
+        up_to = dataclasses.replace(self, output=Ref(NODE, site))
+        shape = up_to.output_shape(params, BATCH)
+        return shape[_channel_axis(node, shape)]
 
     def check_params(self, params):
         """Raises a `UserError` where params are not those of the graph, or are no numbers."""
@@ -152,7 +175,11 @@ class Graph:
         values |= {Ref(INPUT, name): value for name, value in inputs.items()}
 
         def evaluate(node, values):
-            values[Ref(NODE, node.name)] = _evaluate(node, values, add.get(node.name), precision)
+            before, after = (added.get(node.name) for added in add)
+            value = _evaluate(node, values, before, precision)
+            if after is not None:
+                value = value + _along_channels(after, node, value.shape).astype(value.dtype)
+            values[Ref(NODE, node.name)] = value
 
         if remat is None:
             for node in self.nodes:
@@ -202,6 +229,22 @@ def _evaluate(node, values, added, precision):
 def _laid_along(added, ndim):
     """`[B, width]` with axes of length 1 between, up to `ndim`."""
     return added.reshape(added.shape[0], *[1] * (ndim - added.ndim), *added.shape[1:])
+
+
+def _along_channels(added, node, shape):
+    """`[B, width]` laid along the channels of a value of this shape."""
+    axis = _channel_axis(node, shape)
+    shape = [added.shape[0], *[1] * (len(shape) - 1)]
+    shape[axis] = added.shape[1]
+    return added.reshape(shape)
+
+
+def _channel_axis(node, shape):
+    """Of a node's value: of a convolution 1; else the only axis but the batch's, or the last."""
+    wide = [axis for axis, size in enumerate(shape) if axis and size > 1]
+    if node.operation in CONVOLUTIONS:
+        return 1
+    return wide[0] if len(wide) == 1 else len(shape) - 1
 
 
 def _resolve(argument, values):

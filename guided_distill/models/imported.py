@@ -28,7 +28,7 @@ from guided_distill.system.files import check_format
 from guided_distill.system.tensors import read_tensors
 from guided_distill.system.workdir import CONSTANTS_FILE, GRAPH_FILE
 
-FORMAT = 1  # of `model`
+FORMAT = 2  # of `model`; 1 had no `outputs`
 W_BRANCH = "w_branch"
 NULL = "null:"  # prefix of the null conditioning's names among the constants
 W_FEATURES = 256
@@ -139,18 +139,28 @@ class Network:
 
         A layer that is called more than once has one, as it has one bias to fold a weight into.
         """
-        sites = self.description["sites"]
-        widths = {layer: self.graph.input_width(site) for site, layer in sites.items()}
+        widths = {
+            layer: self.graph.input_width(site) for site, layer in self.description["sites"].items()
+        } | {layer: self.graph.output_width(site) for site, layer in self._outputs.items()}
         zeros = {layer: jnp.zeros((W_FEATURES, width)) for layer, width in widths.items()}
         return {W_BRANCH: zeros} if zeros else {}
 
+    @property
+    def _outputs(self):
+        """`{node: its layer}` whose value w is added to; models without have no such entry."""
+        return self.description.get("outputs", {})
+
     def _run(self, params, branch, inputs, w):
         added = {layer: slow_features(w) @ matrix for layer, matrix in branch.items()}
-        added = {site: added[layer] for site, layer in self.description["sites"].items() if added}
+        into, onto = (
+            {site: added[layer] for site, layer in sites.items() if added}
+            for sites in (self.description["sites"], self._outputs)
+        )
         return self.graph.run(
             self.buffers | params,
             inputs,
-            add_to_input=added,
+            add_to_input=into,
+            add_to_output=onto,
             precision=self.precision,
             remat=self.remat,
         )

@@ -74,8 +74,9 @@ def import_torch(
       result: of a forward that returns several tensors, the key or position of the prediction.
       w: the input that is a guidance weight already; None takes diffusers' `guidance` or
         `timestep_cond` where there is one.
-      w_sites: layers (`time_embedding.linear_1`) whose input a student adds what it learns of w
-        to; None takes the linear layers that the time's embedding feeds.
+      w_sites: layers (`time_embedding.linear_1`) to whose input, of linear ones, or value, of
+        others, a student adds what it learns of w; None takes the linear layers that the time's
+        embedding feeds, else that embedding itself, else the first layers that see the time.
       w_range: (w_min, w_max) that a model that knows w was trained on.
       bound: of x's values, 1.0 for images in [-1, 1]; None for none, as of latents.
       layout: "NCHW" (channels second) or "NHWC" (last); None takes the first where z has height
@@ -245,7 +246,8 @@ def _in_short(spec):
 def _tell(out, description, graph, params, parity):
     """Says what was understood, so that a wrong role is seen now."""
     roles, count = description["inputs"], sum(value.size for value in params.values())
-    into = ", ".join(dict.fromkeys(description["sites"].values())) or roles["w"]
+    sites = [*description["sites"].values(), *description["outputs"].values()]
+    into = ", ".join(dict.fromkeys(sites)) or roles["w"]
     to_stderr(
         f"{out}: {count:,} parameters, {len(graph.nodes)} operations; as the module to "
         f"{parity:.0e} of its largest value\n"

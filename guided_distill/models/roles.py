@@ -10,7 +10,7 @@ from guided_distill.diffusion.parameterization import X_FROM_PREDICTION
 from guided_distill.errors import UserError, nearest
 from guided_distill.models.imported import FORMAT, TELLERS
 from guided_distill.models.nodes import BATCH
-from guided_distill.models.sites import is_linear
+from guided_distill.models.sites import is_linear, layer_of
 from guided_distill.system.files import read_json
 
 LAYOUTS = ("NCHW", "NHWC")
@@ -51,8 +51,7 @@ def describe(
         "sample_shape": _channels_last(graph.inputs[z].shape, layout),
         "bound": bound,
         "is_guided": null is not None,
-        "sites": {} if w else _sites(graph, time, w_sites),
-    }
+    } | _sites(graph, time, w, w_sites)
     _check_slot(description, graph, params)
     return description, null
 
@@ -163,27 +162,38 @@ def _channels_last(shape, layout):
     return [*shape[1:], shape[0]] if layout == "NCHW" else list(shape)
 
 
-def _sites(graph, time, named):
-    """`{linear node: its layer}` whose input w is added to: as named by layer, or as found."""
-    layers = {
-        node.name: node.args[1].name.removesuffix(".weight")
-        for node in graph.nodes
-        if is_linear(node)
-    }
-    if named is None:
-        sites = graph.find_sites(time)
-        if not sites:
-            raise UserError(
-                "no linear layer is fed by an embedding of the time: name in `w_sites` one or more "
-                "linear layers whose input w may be added to"
-            )
-        return {site: layers[site] for site in sites}
-    named = (named,) if isinstance(named, str) else tuple(named)
+def _sites(graph, time, w, named):
+    """`{"sites", "outputs"}` of `{node: its layer}` whose input or value w is added to.
+
+    As named by layer: a linear one's input, another's value; else as found.
+    """
+    if w is not None:
+        return {"sites": {}, "outputs": {}}
+    if named is not None:
+        return _named_sites(graph, (named,) if isinstance(named, str) else tuple(named))
+    layers = {node.name: layer_of(graph, node) for node in graph.nodes}
+    found = {site: layers[site] for site in graph.find_sites(time)}
+    onto = {} if found else {site: layers[site] for site in graph.find_outputs(time)}
+    if not found and not onto:
+        raise UserError(
+            "no layer sees the time: name in `w_sites` one or more whose input or value w may be "
+            "added to"
+        )
+    return {"sites": found, "outputs": onto}
+
+
+def _named_sites(graph, named):
+    layers = {node.name: layer_of(graph, node) for node in graph.nodes}
+    known = {layer for node, layer in layers.items() if layer != node}
     for name in named:
-        if name not in layers.values():
-            known = set(layers.values())
-            raise UserError(f"`w_sites` {name!r} is no linear layer{nearest(name, known)}")
-    return {site: layer for site, layer in layers.items() if layer in named}
+        if name not in known:
+            raise UserError(f"`w_sites` {name!r} is no layer{nearest(name, known)}")
+    linear = {node.name for node in graph.nodes if is_linear(node)}
+    chosen = {site: layer for site, layer in layers.items() if layer in named}
+    return {
+        "sites": {site: layer for site, layer in chosen.items() if site in linear},
+        "outputs": {site: layer for site, layer in chosen.items() if site not in linear},
+    }
 
 
 def _told(told, scale, schedule, times):

@@ -122,7 +122,9 @@ def _avg_pool(axes):
             return total / divisor_override
         if count_include_pad:
             return total / np.prod(windows["window_dimensions"])
-        return total / jax.lax.reduce_window(jnp.ones_like(x), 0.0, jax.lax.add, **windows)
+        # Of one channel of one row: XLA works out constants while it compiles, slowly.
+        one = jnp.ones((*[1] * (x.ndim - axes), *x.shape[-axes:]), x.dtype)
+        return total / jax.lax.reduce_window(one, 0.0, jax.lax.add, **windows)
 
     return rule
 
