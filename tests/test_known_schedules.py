@@ -153,6 +153,7 @@ def test_flow_is_cut_where_the_cosine_schedule_is():
     ("schedule", "match"),
     [
         ("scaled_lnear", "none of cosine, flow.*mean scaled_linear"),
+        ({"beta_schedule": "scaled_linear", "beta_end": 0.02}, "scaled_linear. and no beta_start"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid' is none of linear"),
         ({"num_train_timesteps": 1000}, "beta_schedule None is none of"),
         ({"shift": 1.0, "use_dynamic_shifting": True}, "use_dynamic_shifting"),

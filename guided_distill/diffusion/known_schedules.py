@@ -163,9 +163,20 @@ def _of_beta_config(config):
                 f"the scheduler's beta_schedule {name!r} is none of {', '.join(BETAS)}: give its "
                 "α̅ table instead"
             )
-        ends = {key: config[key] for key in ("beta_start", "beta_end") if key in config}
-        betas = BETAS[name](num_times, **ends)
+        betas = BETAS[name](num_times, **_beta_ends(config, name))
     return _of_betas(betas, rescale=bool(config.get("rescale_betas_zero_snr")))
+
+
+def _beta_ends(config, name):
+    """`{"beta_start", "beta_end"}` of those that are there."""
+    ends = {key: config[key] for key in ("beta_start", "beta_end") if key in config}
+    missing = sorted({"beta_start", "beta_end"} - set(ends))
+    if missing and name == "scaled_linear":
+        raise UserError(
+            f"the scheduler's config has beta_schedule {name!r} and no {' and no '.join(missing)}: "
+            "write them in, as schedulers disagree on what it is then"
+        )
+    return ends
 
 
 def _of_betas(betas, rescale=False):

@@ -254,11 +254,14 @@ def _first_names(tensors):
 
 
 def _to_numpy(tensor, name):
-    """A copy in the dtype that the graph has for it.
+    """A copy in the dtype that the graph has for it; zeros of no size in memory, of a meta tensor.
 
     Raises:
       UserError: where an integer is beyond int32.
     """
+    if tensor.is_meta:
+        zero = _to_numpy(torch.zeros((), dtype=tensor.dtype), name)
+        return np.broadcast_to(zero, tuple(tensor.shape))
     tensor = tensor.detach().cpu()
     if tensor.dtype is torch.int64 and tensor.numel():
         low, high = (int(bound) for bound in torch.aminmax(tensor))

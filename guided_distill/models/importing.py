@@ -136,6 +136,26 @@ def write_denoiser(out, module, example, *, result="", w_range=None, diffusers=N
     _tell(out, description, graph, trained, parity)
 
 
+def import_shapes(module, example, *, out, result="", **roles):
+    """Writes a module without its parameters: what `--mode=compile_check` needs of a teacher.
+
+    Args:
+      module: of PyTorch's meta device, whose tensors have shapes and nothing else; so has the
+        example's.
+      example, out, result, roles: as of `import_torch`.
+
+    Returns:
+      `out`.
+    """
+    out = new_folder(out)
+    graph, params = _export(module, example, result)
+    description, null = describe(graph, params, paths_of(example), **roles)
+    buffers = {name: value for name, value in params.items() if name not in graph.trainable}
+    constants = buffers | {NULL + name: value for name, value in (null or {}).items()}
+    _write(out, graph, None, constants, description, None, type(module).__name__)
+    return out
+
+
 def import_function(
     module: Any,
     example: Mapping[str, Any],
@@ -209,9 +229,9 @@ def _check_parity(module, example, graph, params, result):
 
 
 def _write(out, graph, params, constants, description, w_range, name):
-    """Writes the folder; `model.json`, last, makes it whole."""
+    """Writes the folder; `model.json`, last, makes it whole but for parameters that are None."""
     graph.write(out / GRAPH_FILE)
-    params_sha256 = write_tensors(out / PARAMS_FILE, params)
+    params_sha256 = "" if params is None else write_tensors(out / PARAMS_FILE, params)
     description = description | {"constants_sha256": write_tensors(out / CONSTANTS_FILE, constants)}
     record = _record(description, w_range, name)
     record["config"]["model"]["graph"] = file_sha256(out / GRAPH_FILE)
