@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,10 @@ from numpy.testing import assert_array_equal
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
+from conftest import ROOT  # noqa: E402
 from flax_dit import flax_dit_models  # noqa: E402
 from imported_programs import KINDS, NUM_CLASSES, SMALL, programs_of, updated  # noqa: E402
+from network_shapes import UNETS, make_unet  # noqa: E402
 from test_importing import ROLES, bring, bring_anew, draw  # noqa: E402
 from test_training import mesh_of  # noqa: E402
 from torch_networks import network  # noqa: E402
@@ -23,10 +26,15 @@ from guided_distill.jobs import compile_check  # noqa: E402
 from guided_distill.models.build import count_params  # noqa: E402
 from guided_distill.models.imported import imported_model  # noqa: E402
 from guided_distill.run.settings import load_config  # noqa: E402
-from guided_distill.system.sharding import make_mesh  # noqa: E402
+from guided_distill.system.sharding import make_mesh, state_shardings  # noqa: E402
 from guided_distill.system.workdir import StageFolder  # noqa: E402
+from guided_distill.training.memory import GIB  # noqa: E402
+from guided_distill.training.optimizer import make_optimizer  # noqa: E402
 from guided_distill.training.program import shard_bytes  # noqa: E402
+from guided_distill.training.state import init_state  # noqa: E402
 
+CONFIG = ROOT / "configs" / "diffusers.py"
+STATE = re.compile(r"^  :(\w+) .*G +([\d.]+) +([\d.]+) +([\d.]+)", re.MULTILINE)
 PRODUCTS = ("dot_general", "conv_general_dilated")
 
 pytestmark = pytest.mark.slow
@@ -191,6 +199,26 @@ def test_the_state_is_split_over_fsdp(folders):
         leaves = jax.tree.leaves(state)
         held[fsdp] = sum(shard_bytes(leaf, leaf.sharding) for leaf in leaves)
     assert held[4] <= 0.3 * held[1]
+
+
+@pytest.mark.parametrize("kind", UNETS)
+def test_the_state_of_known_networks_by_shape_is_what_their_config_says(kind):
+    """Parameters, average, Adam's moments and the frozen teacher, of one device, in GiB."""
+    optimizer = make_optimizer(**load_config(f"{CONFIG}:{kind}").optimizer)
+    params = {
+        name: jax.ShapeDtypeStruct(tuple(param.shape), jnp.float32)
+        for name, param in make_unet(kind).named_parameters()
+    }
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, keep_ema=True), params)
+    held = {}
+    for fsdp in (1, 8, 64):
+        mesh = jax.sharding.AbstractMesh((1, fsdp), ("data", "fsdp"))
+        layout = state_shardings((state, params), mesh)
+        parts = jax.tree.map(shard_bytes, (state, params), layout)
+        held[fsdp] = sum(jax.tree.leaves(parts)) / GIB
+        assert held[fsdp] <= 1.01 * held[1] / fsdp
+    said = {kind: list(numbers) for kind, *numbers in STATE.findall(CONFIG.read_text())}
+    assert said[kind] == [f"{held[fsdp]:.1f}" for fsdp in (1, 8, 64)]
 
 
 def test_an_imported_update_costs_what_a_handwritten_one_does(folders):
