@@ -16,18 +16,21 @@ pipeline loads: `pipe(prompt, num_inference_steps=4, guidance_scale=1 + w)`, 4 c
 
 The guidance weights are those that text models use, guidance_scale 1 to 14, w 0 to 13. Schedules
 of 1000 times are asked at those alone, so rounds divide 1000: 200 -> 40 -> 8 -> 4 -> 2 -> 1. The
-last three rounds are the longest: most is lost there.
+last two rounds are the longest: most is lost there.
 
-Needs, of each device, GiB of parameters, average, Adam's moments and frozen teacher in float32,
-with mesh.fsdp of 1, 8 and 64, before activations:
+Needs, for the parameters, average, Adam's moments and frozen teacher in float32, GiB of each device
+with mesh.fsdp of 1, 8 and 64; activations come on top (`--mode=compile_check` says how much). And
+for all updates of the recipe, hours at 40% of the peak in bfloat16, without the evaluation; the
+operations are those of the traced updates, remat included:
 
-  :sd15    0.86 G   16.0   2.0   0.3
-  :sdxl    2.57 G   47.8   6.0   0.7
+           params    fsdp 1     8    64   operations   1 H100   8 H100   v5e-64
+  :sd15    0.86 G      16.0   2.0   0.3       6.9e19       48        6        4
+  :sdxl    2.57 G      47.8   6.0   0.7       2.9e20        -       26       16
 
 Variants:
 
   :sd15      Stable Diffusion 1.x and 2.x, whatever they predict
-  :sdxl      SDXL: half the batch; on 8 devices with --config.mesh.fsdp=8
+  :sdxl      SDXL: half the batch; --config.mesh.fsdp=8 on 8 devices
   :dit       DiT of class labels: w 0 to 4
   :captions  the tiny pipeline of tests/torch_captions.py, on two CPU cores
   :smoke     every stage, small, of such a pipeline: it works, and shows nothing else

@@ -17,13 +17,12 @@ By hand, some 15 minutes:
 """  # noqa: E501
 
 import argparse
-import copy
 import json
 import os
 import pathlib
-import time
 
 import numpy as np
+from torch_training import BATCH_SIZE, TIMES, fit, fit_denoiser
 
 from guided_distill.system.torchvision import hide_broken_torchvision
 
@@ -32,9 +31,8 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 TEMPLATES = ("a handwritten {}", "the digit {}", "{}")
 IMAGE_SIZE, LATENT_SIZE, LATENT_CHANNELS = 16, 8, 4
 TEXT_LENGTH, TEXT_WIDTH = 24, 32
-TIMES, BATCH_SIZE, CLIP_NORM, EMA_DECAY, CAPTION_DROPOUT = 1000, 64, 1.0, 0.999, 0.15
+CAPTION_DROPOUT, LEARNING_RATE = 0.15, 2e-3
 UPDATES = {"vae": 1_200, "unet": 6_000, "classifier": 1_500}
-LEARNING_RATES = {"vae": 2e-3, "unet": 2e-3, "classifier": 2e-3}
 KL_WEIGHT = 1e-4
 
 
@@ -142,26 +140,6 @@ def make_classifier():
     )  # fmt: skip
 
 
-def fit(name, parameters, loss_of, after=lambda update: None):
-    """Adam with a linear decay of its rate; `loss_of()` draws its own batch."""
-    import torch
-
-    updates, started = UPDATES[name], time.time()
-    optimizer = torch.optim.Adam(parameters, LEARNING_RATES[name])
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, updates)
-    for update in range(1, updates + 1):
-        loss = loss_of()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
-        optimizer.step()
-        decay.step()
-        after(update)
-        if update % 200 == 0:
-            seconds = time.time() - started
-            print(f"{name}: {update}/{updates}  {loss:.4f}  {seconds:.0f} s", flush=True)
-
-
 def train_vae(vae, x):
     """Fits the autoencoder, and sets the factor that gives its latents unit variance."""
     import torch
@@ -172,7 +150,7 @@ def train_vae(vae, x):
         error = (vae.decode(posterior.sample()).sample - batch).square().mean()
         return error + KL_WEIGHT * posterior.kl().mean()
 
-    fit("vae", list(vae.parameters()), loss_of)
+    fit("vae", vae.parameters(), loss_of, UPDATES["vae"], LEARNING_RATE)
     with torch.no_grad():
         latents = vae.eval().encode(x).latent_dist.mean
     vae.register_to_config(scaling_factor=float(1.0 / latents.std()))
@@ -183,27 +161,12 @@ def train_unet(unet, latents, embedded, null):
     """Fits the denoiser of dropped captions; returns the average of its weights."""
     import torch
 
-    from guided_distill.diffusion.known_schedules import read_schedule
-
-    alphas_bar = torch.tensor(read_schedule("scaled_linear").spec["alphas_bar"]).float()
-    average = copy.deepcopy(unet).eval()
-
-    def loss_of():
-        rows = torch.randint(len(latents), (BATCH_SIZE,))
-        index, eps = torch.randint(TIMES, (BATCH_SIZE,)), torch.randn_like(latents[rows])
-        alpha_bar = alphas_bar[index][:, None, None, None]
-        z = alpha_bar.sqrt() * latents[rows] + (1.0 - alpha_bar).sqrt() * eps
-        dropped = (torch.rand(BATCH_SIZE) < CAPTION_DROPOUT)[:, None, None]
+    def eps_of(rows, z, index):
+        dropped = (torch.rand(len(z)) < CAPTION_DROPOUT)[:, None, None]
         told = torch.where(dropped, null, embedded[rows])
-        return (unet(z, index, told, return_dict=False)[0] - eps).square().mean()
+        return unet(z, index, told, return_dict=False)[0]
 
-    def keep_average(update):
-        with torch.no_grad():
-            for kept, new in zip(average.parameters(), unet.parameters(), strict=True):
-                kept.lerp_(new, 1.0 - min(EMA_DECAY, update / (update + 10.0)))
-
-    fit("unet", list(unet.parameters()), loss_of, keep_average)
-    return average
+    return fit_denoiser("unet", unet, latents, eps_of, UPDATES["unet"], LEARNING_RATE)
 
 
 def train_classifier(classifier, x, labels):
@@ -215,7 +178,7 @@ def train_classifier(classifier, x, labels):
         noisy = x[rows] + 0.1 * torch.randn_like(x[rows])
         return torch.nn.functional.cross_entropy(classifier(noisy), labels[rows])
 
-    fit("classifier", list(classifier.parameters()), loss_of)
+    fit("classifier", classifier.parameters(), loss_of, UPDATES["classifier"], LEARNING_RATE)
 
 
 def as_tensor(images):

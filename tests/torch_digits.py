@@ -11,18 +11,16 @@ and the scaled-linear schedule of 1000 times. Needs the extra `torch`. By hand:
 """
 
 import argparse
-import copy
 import os
 import pathlib
-import time
 
 import numpy as np
+from torch_training import fit_denoiser
 
 from guided_distill.system.torchvision import hide_broken_torchvision
 
 CLASSES = NULL = 10
-LABEL_DROPOUT = 0.25
-TIMES, BATCH_SIZE, LEARNING_RATE, EMA_DECAY, CLIP_NORM = 1000, 64, 2e-3, 0.999, 1.0
+LABEL_DROPOUT, LEARNING_RATE = 0.25, 2e-3
 UPDATES = {"unet": 6_000, "dit": 8_000}
 
 
@@ -85,38 +83,18 @@ def train(kind, updates, weights):
     """Trains a network and writes the average of its weights."""
     import torch
 
-    from guided_distill.diffusion.known_schedules import read_schedule
-
     torch.manual_seed(0)
     torch.set_num_threads(1)  # As fast as several for networks of this size.
     x, labels = (torch.from_numpy(array) for array in load_digits())
-    alphas_bar = torch.tensor(read_schedule("scaled_linear").spec["alphas_bar"]).float()
     net = NETS[kind]().train()
-    average = copy.deepcopy(net).eval()
-    optimizer = torch.optim.Adam(net.parameters(), LEARNING_RATE)
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, updates)
-    started = time.time()
-    for update in range(1, updates + 1):
-        rows = torch.randint(len(x), (BATCH_SIZE,))
-        index, eps = torch.randint(TIMES, (BATCH_SIZE,)), torch.randn_like(x[rows])
-        alpha_bar = alphas_bar[index][:, None, None, None]
-        z = alpha_bar.sqrt() * x[rows] + (1.0 - alpha_bar).sqrt() * eps
+
+    def eps_of(rows, z, index):
         told = labels[rows]
         if kind == "unet":
-            told = torch.where(torch.rand(BATCH_SIZE) < LABEL_DROPOUT, NULL, told)
-        loss = (call(kind, net, z, index, told) - eps).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP_NORM)
-        optimizer.step()
-        decay.step()
-        with torch.no_grad():
-            for kept, new in zip(average.parameters(), net.parameters(), strict=True):
-                kept.lerp_(new, 1.0 - min(EMA_DECAY, update / (update + 10.0)))
-        if update % 200 == 0:
-            print(
-                f"{kind}: {update}/{updates}  {loss:.4f}  {time.time() - started:.0f} s", flush=True
-            )
+            told = torch.where(torch.rand(len(told)) < LABEL_DROPOUT, NULL, told)
+        return call(kind, net, z, index, told)
+
+    average = fit_denoiser(kind, net, x, eps_of, updates, LEARNING_RATE)
     pathlib.Path(weights).parent.mkdir(parents=True, exist_ok=True)
     torch.save(average.state_dict(), weights)
 
