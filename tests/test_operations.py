@@ -34,11 +34,12 @@ def case(*args, **kwargs):
 X, Y, V, S = normal(2, 3, 4), normal(3, 1), normal(4), normal()
 P, Q = RNG.uniform(0.2, 0.9, (2, 2, 3, 4)).astype(np.float32)  # within every function's domain
 I, J = integers(-4, 5, 2, 3, 4), integers(1, 5, 2, 3, 4)  # noqa: E741
+Z = X + 1j * P
 B, C = X > 0, normal(2, 3, 4) > 0
 LIMITS = np.float32([-INF, -1.5, -1, -0.5, 0, 0.5, 1, 2.5, INF, np.nan])
 IMAGE, ODD = normal(2, 4, 6, 6), normal(2, 4, 5, 7)
 LINE, BLOCK = normal(2, 4, 7), normal(2, 4, 4, 5, 6)
-ROW = integers(0, 3, 2)
+ROW, GRID = integers(0, 3, 2), normal(2, 3, 5, 2)
 
 FLOAT_FUNCTIONS = [
     "sqrt", "rsqrt", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan",
@@ -230,6 +231,7 @@ CASES = {
     "mm.default": [case(X[0], normal(4, 5))],
     "bmm.default": [case(X, normal(2, 4, 5))],
     "mv.default": [case(X[0], V)],
+    "vdot.default": [case(V, normal(4))],
     "dot.default": [case(V, V[::-1].copy())],
     "outer.default": [case(V, normal(3))],
     "addmm.default": [case(normal(5), X[0], normal(4, 5)), case(normal(3, 5), X[0], normal(4, 5), beta=0.5, alpha=2)],
@@ -306,8 +308,24 @@ CASES = {
     # complex numbers
     "complex.default": [case(X, P)],
     "view_as_complex.default": [case(normal(3, 2))],
-    "view_as_real.default": [case(X + 1j * P)],
+    "view_as_real.default": [case(Z)],
     "polar.default": [case(P, X)],
+    **{f"fft_{way}fft.default": [case(X), case(Y + Z, 5, 0, "ortho")] for way in ("", "i")},
+    "fft_rfft.default": [case(X), case(X, 6, 1, "forward")],
+    "fft_irfft.default": [case(Z), case(Z, 5, 1, "ortho")],
+    **{f"fft_{f}.default": [case(Z), case(Z, [4, 3], [0, -1], "ortho")] for f in ("fft2", "ifft2", "fftn", "ifftn")},
+    **{f"fft_{f}.default": [case(X), case(X, [4, 3], [0, -1], "ortho")] for f in ("rfft2", "rfftn")},
+    **{f"fft_{f}.default": [case(Z), case(Z, [4, 5], [0, -1], "ortho")] for f in ("irfft2", "irfftn")},
+    **{f"fft_{f}.default": [case(X), case(X, [-1])] for f in ("fftshift", "ifftshift")},
+    # points of pictures
+    "grid_sampler.default": [
+        *[case(IMAGE, GRID, mode, pad, corners) for mode, pad, corners in [(0, 0, False), (0, 1, True), (1, 0, False), (1, 1, True)]],
+        case(BLOCK, normal(2, 2, 3, 1, 3), 0, 0, False),
+    ],
+    "affine_grid_generator.default": [
+        *[case(normal(2, 2, 3), [2, 4, 3, 5], corners) for corners in (False, True)],
+        *[case(normal(2, 3, 4), [2, 1, 2, 3, 1], corners) for corners in (False, True)],
+    ],
     # sizes
     "sym_size.int": [case(X, 1), case(X, -1)],
     "sym_numel.default": [case(X)],
@@ -322,6 +340,7 @@ CASES = {
 EMPTY = {"empty.memory_format", "empty_like.default", "new_empty.default"}  # Entries are anything.
 
 REFUSED = {
+    "grid_sampler.default": case(IMAGE, GRID, 2, 0, False),
     "round.decimals": case(X, decimals=2),
     "linalg_norm.default": case(X, 2.0, [0, 1]),
     "view.dtype": case(X, "int32"),
@@ -379,7 +398,7 @@ def assert_same(name, ours, theirs):
     if not isinstance(theirs, torch.Tensor):
         assert ours == theirs and type(ours) is type(theirs)
         return
-    theirs = theirs.detach().numpy()
+    theirs = theirs.detach().resolve_conj().numpy()
     assert ours.shape == theirs.shape
     assert str(ours.dtype) == NARROWED.get(theirs.dtype.name, theirs.dtype.name)
     if name not in EMPTY:
@@ -403,7 +422,7 @@ def test_rule_equals_pytorch(name):
 
 
 def is_float(value):
-    return isinstance(value, np.ndarray) and value.dtype == np.float32
+    return isinstance(value, np.ndarray) and value.dtype in (np.float32, np.complex64)
 
 
 def cotangent(shape):
@@ -416,7 +435,9 @@ def their_gradients(name, args, kwargs, places):
     for place in places:
         args[place].requires_grad_(True)
     outputs = leaves(operation_of(name)(*args, **{k: to_torch(v) for k, v in kwargs.items()}))
-    terms = [(o * torch.from_numpy(cotangent(o.shape))).sum() for o in outputs if o.requires_grad]
+    outputs = [o for o in outputs if o.requires_grad]
+    reals = [torch.view_as_real(o.resolve_conj()) if o.is_complex() else o for o in outputs]
+    terms = [(o * torch.from_numpy(cotangent(o.shape))).sum() for o in reals]
     if not terms:
         return None
     return torch.autograd.grad(sum(terms), [args[p] for p in places], materialize_grads=True)
@@ -430,24 +451,26 @@ def our_gradients(name, args, kwargs, places):
         with jax.numpy_rank_promotion("allow"):
             given = [value if isinstance(value, jax.Array) else to_jax(value) for value in given]
             outputs = leaves(OPERATIONS[name](*given, **{k: to_jax(v) for k, v in kwargs.items()}))
-            floats = [o for o in outputs if o.dtype == jnp.float32]
+            floats = [
+                jnp.stack([o.real, o.imag], -1) if o.dtype == jnp.complex64 else o
+                for o in outputs
+                if o.dtype in (jnp.float32, jnp.complex64)
+            ]
             return sum(jnp.sum(o * cotangent(o.shape)) for o in floats)
 
-    return jax.grad(total)([jnp.asarray(args[place]) for place in places])
+    found = jax.grad(total)([jnp.asarray(args[place]) for place in places])
+    return [jnp.conj(one) for one in found]  # As PyTorch has it of complex numbers.
 
 
 # PyTorch does not differentiate these as it is asked to here, or they give no real numbers.
 UNDIFFERENTIATED = EMPTY | {
     "_native_batch_norm_legit_no_training.default",
-    "complex.default",
     "copy.default",
     "floor_divide.Scalar",
     "floor_divide.default",
     "instance_norm.default",
-    "polar.default",
     "sym_numel.default",
     "sym_size.int",
-    "view_as_complex.default",
 }
 
 
@@ -462,7 +485,7 @@ def test_gradient_equals_pytorchs(name):
         if theirs is None:
             continue
         for mine, other in zip(our_gradients(name, args, kwargs, places), theirs, strict=True):
-            other = other.to_dense().numpy()
+            other = other.to_dense().resolve_conj().numpy()
             scale = np.abs(other).max(initial=0.1)
             assert_allclose(mine, other, rtol=1e-4, atol=1e-5 * float(scale))
 

@@ -68,12 +68,12 @@ class Function:
         return results
 
     def __call__(self, **inputs: jax.Array) -> dict[str, jax.Array]:
-        """`apply` with its own parameters, compiled once for each shape."""
-        return self._compiled(self.params, inputs)
+        """`apply` with its own parameters, on the device from now on; compiled once a shape."""
+        return self._compiled(inputs)
 
     @functools.cached_property
     def _compiled(self):
-        return jax.jit(self.apply)
+        return functools.partial(jax.jit(self.apply), jax.device_put(self.params))
 
     def output_shape(self, result: str) -> tuple[int, ...]:
         """Of one row of a result."""

@@ -82,6 +82,7 @@ PRODUCTS = {
     "bmm.default": jnp.matmul,
     "mv.default": jnp.matmul,
     "dot.default": jnp.matmul,
+    "vdot.default": jnp.vdot,
     "outer.default": jnp.outer,
     "addmm.default": _add_product,
     "baddbmm.default": _add_product,
