@@ -18,6 +18,7 @@ from guided_distill.data.caption_lists import read_list, write_list
 from guided_distill.data.captions import CLASSES, find_pictures
 from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
+from guided_distill.evaluation.asked import AskedExamples
 from guided_distill.jobs import encode_data
 from guided_distill.sampling import encoding
 from guided_distill.system.locks import hold_lock
@@ -220,6 +221,9 @@ def test_captions_are_those_of_the_rows_in_either_split_and_from_a_mapped_folder
         dataset = open_dataset(settings)
         found = [check_captions(source) for source in (dataset.train, dataset.test)]
         assert sorted(sum(found, [])) == sorted(lists(out)) and len(found[1]) == 4
+        asked = AskedExamples(dataset.test)
+        texts = [embed(caption)["text"] for caption in asked.captions(2, 9)]
+        assert_array_equal(asked.read(2, 9)["text"], np.stack(texts))
         assert dataset.test.captions(np.asarray([3, 0, 3])) == [found[1][k] for k in (3, 0, 3)]
 
 

@@ -35,6 +35,7 @@ from guided_distill.jobs.common import (
 )
 from guided_distill.jobs.measure_images import measure_images
 from guided_distill.report.run_report import (
+    STRIP_LENGTH,
     distance_words,
     fewest_calls,
     report_is_whole,
@@ -91,8 +92,8 @@ def evaluate(config, workdir, generators=None, dataset=None, seen=None):
     stages = find_stages(workdir)
     check_evaluation(config, workdir, stages)
     done = read_results(workdir, stages)
-    asked = settings.to_plain(config)["evaluation"], settings.file_digests(config)
-    same = done and (evaluation_of(done), done["provenance"]["files"]) == asked
+    wanted = settings.to_plain(config)["evaluation"], settings.file_digests(config)
+    same = done and (evaluation_of(done), done["provenance"]["files"]) == wanted
     if same and from_first(lambda: report_is_whole(workdir / "report", done)):
         return False
 
@@ -105,14 +106,15 @@ def evaluate(config, workdir, generators=None, dataset=None, seen=None):
     extractor = choose_extractor(config, seen, classifier)
     reference = find_reference(config, workdir, seen.train, extractor)
     measures = extractor, classifier, reference
-    rows, images = compare(config, workdir, stages, generators, dataset, measures)
+    asked = ask(config, dataset)
+    rows, images = compare(config, workdir, stages, generators, (dataset, asked), measures)
     weights, seed = config.evaluation.w, config.evaluation.seed
     results = {
         "format": RESULTS_FORMAT,
         "rows": rows,
         "translations": evaluate_translation(config, stages, generators, classifier, dataset.test),
         "round_gaps": measure_round_gaps(stages, dataset.train, weights, seed=seed),
-        "provenance": describe(config, stages, *measures, seen),
+        "provenance": describe(config, stages, *measures, seen) | {"prompts": shown(asked, images)},
     }
     nearest = {}
     if images:
@@ -124,13 +126,26 @@ def evaluate(config, workdir, generators=None, dataset=None, seen=None):
     return True
 
 
-def compare(config, workdir, stages, generators, dataset, measures):
+def ask(config, dataset):
+    """What samples are asked for: `AskedClasses`, or `AskedExamples` of data without classes."""
+    if dataset.num_classes is None:
+        return AskedExamples(dataset.test)
+    return AskedClasses(class_counts(dataset.train), config.evaluation.num_samples)
+
+
+def shown(asked, images):
+    """The captions of the strips' columns; None where nothing is shown, or none is known."""
+    captions = asked.captions(0, min(STRIP_LENGTH, *map(len, images.values()))) if images else []
+    return captions if any(captions) else None
+
+
+def compare(config, workdir, stages, generators, data, measures):
     """(rows over all draws, images of the first), as `Comparison.run` has them.
 
-    `measures` is (extractor, classifier, reference). Of latents that nothing decodes there are no
-    images.
+    `data` is (dataset, what `ask` makes of it), `measures` (extractor, classifier, reference). Of
+    latents that nothing decodes there are no images.
     """
-    evaluation = config.evaluation
+    evaluation, (dataset, asked) = config.evaluation, data
     extractor, classifier, reference = measures
     contenders = list_contenders(
         stages,
@@ -140,9 +155,6 @@ def compare(config, workdir, stages, generators, dataset, measures):
         baselines=evaluation.baselines,
         baseline_num_steps=evaluation.baseline_num_steps,
     )
-    asked = AskedExamples(dataset.test)
-    if dataset.num_classes is not None:
-        asked = AskedClasses(class_counts(dataset.train), evaluation.num_samples)
     draws = [
         Comparison(
             workdir / "evaluation",
