@@ -139,9 +139,20 @@ def terminal_summary(results):
             "Same-noise RMSE to the full teacher; lower is better",
             star_best(table(same_noise(rows), "rmse_to_teacher", 3)),
             "",
+            *clip_summary(rows, provenance),
             *(translated if translations else []),
         ]
     )
+
+
+def clip_summary(rows, provenance):
+    """The lines of the terminal on the CLIP score; none where it was not measured."""
+    clip = provenance.get("clip")
+    if not clip:
+        return []
+    real = f"{clip['real_pictures']:.2f} of real pictures"
+    title = f"CLIP score with the own caption, on {clip['name']}; {real}; higher is better"
+    return [title, star_best(table(rows, "clip_score", 2)), ""]
 
 
 def chance_words(rows, provenance):
@@ -273,6 +284,7 @@ def render_markdown(results, *, with_nearest):
         _round_gaps(results["round_gaps"]),
         _classes(rows, provenance),
         _score(rows, provenance),
+        _clip(rows, provenance),
         _neighbours(rows, provenance),
         _translation(results["translations"]),
         _dial(provenance),
@@ -420,6 +432,23 @@ def _score(rows, provenance):
 exp E[KL(p(y|x) ‖ p(y))] on {provenance["features"]}, mean ± deviation over {spread}:
 
 {table(rows, "is", 2)}
+"""
+
+
+def _clip(rows, provenance):
+    clip = provenance.get("clip")
+    if not clip:
+        return ""
+    decoded, cut = ", decoded" if provenance.get("decoder") else "", ""
+    if clip["captions_cut"]:
+        cut = f" {clip['captions_cut']} of {clip['captions']} captions were cut at its limit."
+    return f"""## CLIP score
+
+100 max(cos, 0) of each sample and its own caption, the mean over n = {rows[0]["n"]:,} samples, on
+{clip["name"]} ({clip["resize"]}); higher is better. The real pictures of the same captions{decoded}
+have {clip["real_pictures"]:.2f}.{cut}
+
+{table(rows, "clip_score", 2)}
 """
 
 
