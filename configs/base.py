@@ -171,6 +171,7 @@ def get_config():
         ""  # makes pictures of latents; "" = teacher.path's decoder/, if any
     )
     config.evaluation.features = ""  # for distances; "" = inception, or the classifier
+    config.evaluation.clip = ""  # scores samples with their captions; "" = no such score
     config.evaluation.inception = ""  # weights of --mode=convert_inception; "" = the classifier
     config.evaluation.reference_stats = ""  # .npz with mu and sigma; "" = of the training pictures
     config.evaluation.classifier_updates = 1_000  # of the data set's own classifier

@@ -147,7 +147,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "from",
     None,
-    "import: a diffusers folder, or a Python file whose get_teacher() gives the arguments of "
+    "import: a diffusers folder, or one of transformers' CLIPModel, or a Python file whose "
+    "get_teacher() gives the arguments of "
     "guided_distill.import_torch, or whose get_function() those of guided_distill.import_function. "
     "encode_data: a folder of pictures with captions or of classes, or of .tar or .parquet shards. "
     "export: the diffusers folder that the teacher was imported from, where it has moved.",

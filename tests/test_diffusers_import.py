@@ -430,7 +430,7 @@ def test_packages_that_are_not_installed_are_named(made, brought, monkeypatch):
     with pytest.raises(UserError, match="prompts need transformers"):
         pipeline.embed(["a"])
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(UserError, match="importing a diffusers folder needs diffusers"):
+    with pytest.raises(UserError, match="importing this folder needs diffusers"):
         read_source(made("sd"))
 
 

@@ -14,13 +14,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from small import data_settings
 
+from guided_distill.data.caption_lists import read_list, write_list
 from guided_distill.data.captions import CLASSES, find_pictures
 from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
+from guided_distill.evaluation.asked import AskedExamples
 from guided_distill.jobs import encode_data
 from guided_distill.sampling import encoding
 from guided_distill.system.locks import hold_lock
-from guided_distill.system.tensors import read_notes, read_tensors
+from guided_distill.system.tensors import read_notes, read_tensors, write_tensors
 
 pytest.importorskip("torch")
 
@@ -144,6 +146,22 @@ def check_all(found, order=range(N)):
         assert_array_equal(found[name], np.stack([embed(caption_of(k))[name] for k in order]))
 
 
+def lists(folder):
+    """The captions of all shards in order."""
+    texts = [path.read_text() for path in sorted(folder.glob("captions-*.jsonl"))]
+    return [json.loads(line) for text in texts for line in text.splitlines()]
+
+
+def check_captions(source):
+    """The caption of each example is the one that its conditioning is of."""
+    captions, (_, cond) = (
+        source.captions(np.arange(len(source))),
+        source.read(np.arange(len(source))),
+    )
+    assert_array_equal(cond["text"], np.stack([embed(caption)["text"] for caption in captions]))
+    return captions
+
+
 def test_a_folder_of_text_files_opens_as_arrays(tmp_path, teachers, capsys):
     out = run(teachers, tmp_path / "latents", with_texts(tmp_path / "mine"))
     check_all(read(out))
@@ -190,6 +208,92 @@ def test_a_resumed_run_makes_what_is_missing_and_nothing_else(tmp_path, teachers
         last.write_bytes(what)
         run(teachers, out, source)
         assert files(out) == whole and "damaged" in capsys.readouterr().err
+
+
+def test_captions_are_those_of_the_rows_in_either_split_and_from_a_mapped_folder(
+    tmp_path, teachers
+):
+    out = run(teachers, tmp_path / "latents", with_texts(tmp_path / "mine"))
+    assert lists(out) == [caption_of(k) for k in range(N)]
+    for memory_gb in (1.0, 0.0):
+        settings = data_settings("arrays", path=str(out), cache=str(tmp_path / "cache"))
+        settings.memory_gb, settings.test_share = memory_gb, 0.4
+        dataset = open_dataset(settings)
+        found = [check_captions(source) for source in (dataset.train, dataset.test)]
+        assert sorted(sum(found, [])) == sorted(lists(out)) and len(found[1]) == 4
+        asked = AskedExamples(dataset.test)
+        texts = [embed(caption)["text"] for caption in asked.captions(2, 9)]
+        assert_array_equal(asked.read(2, 9)["text"], np.stack(texts))
+        assert dataset.test.captions(np.asarray([3, 0, 3])) == [found[1][k] for k in (3, 0, 3)]
+
+
+def test_captions_of_any_letters_come_back(tmp_path):
+    captions = ["Größe \u2028 two", "\U0001f600", "half \ud800", "", None, 'a "b"\n']
+    write_list(tmp_path / "x-7.npy", captions)
+    assert read_list(tmp_path / "x-7.npy", 6) == captions
+    assert (tmp_path / "captions-7.jsonl").exists()
+
+
+HARMS = {
+    "lacks a line": (
+        lambda data: data[: data.rfind(b"\n", 0, -1) + 1],
+        "holds 3 captions, and .* 4",
+    ),
+    "is cut": (lambda data: data[:-4], "is no list of captions"),
+    "is no text": (
+        lambda data: b"1\n" + data[data.find(b"\n") + 1 :],
+        "line 1 must be a JSON text",
+    ),
+    "has another letter": (lambda data: data.replace(b"cat", b"hat"), None),
+    "is missing": (None, None),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_harmed_list_is_refused_in_one_line_and_made_again(tmp_path, teachers, harm, capsys):
+    source = with_texts(tmp_path / "mine")
+    out = run(teachers, tmp_path / "latents", source)
+    whole, path = files(out), out / "captions-00000.jsonl"
+    arrays, (change, message) = read_tensors(out / "00000.safetensors"), HARMS[harm]
+    data = path.read_bytes()
+    if change:
+        path.write_bytes(change(data))
+    else:
+        path.unlink()
+    with pytest.raises(UserError, match="is damaged|is missing, the captions of 00000") as error:
+        open_arrays(out)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    run(teachers, out, source)
+    assert files(out) == whole and "it is made again" in capsys.readouterr().err
+    if message:  # Beside arrays of one's own, of which no digest is noted.
+        (tmp_path / "own").mkdir()
+        np.savez(tmp_path / "own" / "0.npz", **arrays)
+        (tmp_path / "own" / "captions-0.jsonl").write_bytes(change(data))
+        with pytest.raises(UserError, match=message):
+            open_arrays(tmp_path / "own")
+
+
+def test_folders_and_shards_without_captions_go_on(tmp_path, teachers):
+    source = with_texts(tmp_path / "mine")
+    out = run(teachers, tmp_path / "latents", source)
+    shard = out / "00001.safetensors"  # As earlier versions wrote it.
+    notes = {k: v for k, v in read_notes(shard).items() if k in ("origin", "facts")}
+    write_tensors(shard, read_tensors(shard), notes)
+    (out / "captions-00001.jsonl").unlink()
+    before = shard.stat().st_mtime_ns
+    run(teachers, out, source)
+    assert shard.stat().st_mtime_ns == before
+    dataset = open_arrays(out)
+    both = [source.captions(np.arange(len(source))) for source in (dataset.train, dataset.test)]
+    assert sum(both, []).count(None) == 4
+    with_list = open_arrays(out).train.sha256
+    for path in out.glob("captions-*"):
+        path.rename(tmp_path / path.name)
+    for path in out.glob("0*"):
+        write_tensors(path, read_tensors(path))
+    dataset = open_arrays(out)
+    assert dataset.train.captions(np.arange(2)) == [None, None]
+    assert dataset.train.sha256 == with_list
 
 
 def test_a_share_is_the_work_of_one_process_at_a_time(tmp_path, teachers):
@@ -379,6 +483,7 @@ def test_prompts_alone_are_drawn_by_the_teacher(tmp_path, teachers):
     assert files(shared) == files(alone)
     found = read(alone)
     assert_array_equal(found["text"][3], embed(caption_of(3))["text"])
+    assert lists(shared) == [caption_of(k) for k in range(N)]
     assert np.unique(found["x"][:, 0, 0, 0]).size == N
     for changes in (dict(seed=4), dict(w=(3.0,)), dict(num_steps=4)):
         with pytest.raises(UserError, match=f"was begun otherwise .*{next(iter(changes))} "):
@@ -451,6 +556,7 @@ def test_broken_pictures_are_all_named_and_what_is_whole_is_kept(tmp_path, teach
     Image.fromarray(picture(1)).save(source / "01.png")  # Mended.
     out = run(teachers, tmp_path / "latents", source, skip_broken=True)
     check_all(read(out), [k for k in range(N) if k != 9])
+    assert lists(out) == [caption_of(k) for k in range(N) if k != 9]
     assert "1 broken pictures left out: 09.png" in capsys.readouterr().err
     for k in range(4):
         (source / f"{k:02d}.png").write_bytes(b"no picture")
@@ -508,7 +614,7 @@ def write_tar_and_pictures(folder):
     Image.fromarray(picture(0)).save(folder / "a.png")
 
 
-def write_list(folder):
+def write_several(folder):
     write_pictures(folder, 1)
     (folder / "captions.jsonl").write_text('{"file": "00.png", "text": ["a", "b"]}')
 
@@ -526,7 +632,7 @@ def write_list(folder):
         (write_columns, "row 1 must have a column of file_name or image and one of text or cap"),
         (write_two_tables, r"says more than once .*captions.csv, metadata.jsonl"),
         (write_tar_and_pictures, r"says more than once .*0.tar, a.png"),
-        (write_list, r"row 1: the caption must be one text, got \['a', 'b'\]"),
+        (write_several, r"row 1: the caption must be one text, got \['a', 'b'\]"),
     ],
 )
 def test_bad_sources_are_one_line(tmp_path, teachers, write, message):

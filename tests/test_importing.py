@@ -404,7 +404,7 @@ def test_the_command_line_imports(tmp_path):
         ({"from": script}, "--out is missing"),
         (
             {"from": tmp_path / "none.py", "out": tmp_path / "b"},
-            "must be a diffusers folder, or a Python file",
+            "must be a diffusers folder, or one of transformers' CLIPModel, or a Python file",
         ),
     ):
         refused = run(**flags)

@@ -23,7 +23,8 @@ STANDARD = {
     "typing", "zlib",
 }  # fmt: skip
 EDGES = {  # the modules that need PyTorch; the last, transformers for its tokenizers alone
-    "from_torch.py", "importing.py", "diffusers_folder.py", "pipeline.py",
+    "from_torch.py", "importing.py", "diffusers_folder.py", "clip_folder.py",
+    "pipeline.py",
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The report: one file that needs nothing else, the same as its Markdown, readable anywhere."""
 
+import html
 import re
 import shutil
 import subprocess
@@ -14,12 +15,15 @@ from guided_distill.evaluation.comparison import merge_draws
 from guided_distill.evaluation.features import FeatureExtractor
 from guided_distill.evaluation.nearest import nearest_images
 from guided_distill.evaluation.reference import compute_reference
+from guided_distill.report.grids import save_strips
 from guided_distill.report.html import write_html
 from guided_distill.report.run_report import (
+    _strips,
     chance_words,
     distance_name,
     distance_words,
     fewest_calls,
+    prompts_of,
     with_clip_note,
 )
 from guided_distill.report.tables import gap_table, table
@@ -180,6 +184,43 @@ def test_html_in_a_name_is_text_and_only_the_reports_images_are_taken(tmp_path):
     page = (tmp_path / "report" / "index.html").read_text("utf-8")
     assert "<script" not in page and "<img src=x" not in page
     assert page.count("data:image/png") == 1
+
+
+PROMPTS = [
+    "a *red* cat_1",
+    "1. [x](https://a.b) <b> & ![i](j.png)",
+    "日本 $x$ `y`",
+    None,
+    "a " * 300,
+    "e",
+]
+
+
+def test_prompts_are_numbered_over_their_columns_and_listed_as_they_are(tmp_path):
+    provenance = {"pictures": True, "prompts": PROMPTS}
+    write_html(tmp_path / "index.html", "# T\n" + _strips(provenance))
+    found = html.unescape("".join(re.findall("<ol>(.*)</ol>", page_of(tmp_path), re.S)))
+    items = re.findall("<li>“(.*?)”</li>", found, re.S)
+    assert items == [" ".join((prompt or "(not known)").split()) for prompt in PROMPTS]
+    assert "<a " not in page_of(tmp_path) and "ten noise samples" not in page_of(tmp_path)
+    same = _strips({"pictures": True, "prompts": None}), _strips({"pictures": True})
+    assert same[0] == same[1] and "the same ten noise samples and has the same labels" in same[0]
+
+
+def page_of(folder):
+    return (folder / "index.html").read_text()
+
+
+def test_strips_with_prompts_are_taller_and_without_are_what_they_were(tmp_path, recwarn):
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    blocks = {"w = 0": {"teacher": images, "student, 1 call": images}, "w = 1": {"teacher": images}}
+    sizes = {}
+    for name, prompts in {"with": prompts_of({"prompts": PROMPTS}), "without": ()}.items():
+        save_strips(tmp_path / f"{name}.png", blocks, "title", prompts)
+        with Image.open(tmp_path / f"{name}.png") as image:
+            sizes[name] = image.size
+    assert sizes["with"][0] == sizes["without"][0] and sizes["with"][1] > sizes["without"][1] + 80
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
 
 
 def test_a_teacher_at_chance_is_said_to_have_no_images_yet():

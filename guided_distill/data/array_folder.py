@@ -1,5 +1,6 @@
 """A folder of arrays as a data set: latents or pictures `x`, and what they are conditioned on."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import numpy as np
 
 from guided_distill.data.arrays import check_labels_below
 from guided_distill.data.cache import locked, read_record
+from guided_distill.data.caption_lists import CaptionLists, check_lists
 from guided_distill.data.dataset import Dataset, check_labels, hold_out
 from guided_distill.data.encoded import check_whole
 from guided_distill.data.folders import check_outside
@@ -77,7 +79,9 @@ def open_array_folder(settings):
 def _read_place(folder):
     """`join_shards` of a folder that lacks none of its shards."""
     check_whole(folder)
-    return join_shards(list_shards(folder))
+    parts = join_shards(list_shards(folder))
+    check_lists(parts["x"])
+    return parts
 
 
 def _places(folder):
@@ -248,7 +252,8 @@ def load_source(folder, num_classes, settings, *, content, parts, rows, labels):
             )
     digest = hashlib.sha256(content.encode() + np.ascontiguousarray(rows, np.int64).tobytes())
     name = folder.resolve().name
-    source = ShardSource(name, parts, rows, digest.hexdigest(), num_classes, labels)
+    lists = CaptionLists(parts["x"], rows)
+    source = ShardSource(name, parts, rows, digest.hexdigest(), num_classes, labels, lists=lists)
     return hold(source) if fits else source
 
 
@@ -256,9 +261,7 @@ def hold(source):
     """A mapped `ShardSource` as one in memory."""
     every = np.arange(len(source))
     parts = {name: (Held(source.gather(name, every)),) for name in source.parts}
-    return ShardSource(
-        source.name, parts, every, source.sha256, source.num_classes, source.labels, in_memory=True
-    )
+    return dataclasses.replace(source, parts=parts, rows=every, in_memory=True)
 
 
 def content_digest(parts, title, cache):

@@ -123,6 +123,10 @@ class DecodedSource:
         """The conditioning alone: nothing is decoded."""
         return self.source.read_cond(self.rows[indices])
 
+    def captions(self, indices):
+        """The captions of latents, as of `ShardSource`."""
+        return self.source.captions(self.rows[indices])
+
     @functools.cached_property
     def sha256(self):
         """Hash of the latents, of which are decoded, and of what decodes them."""

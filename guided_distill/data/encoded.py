@@ -2,6 +2,7 @@
 
     encoded.json           what determines every number, and how many shards there are
     00000.safetensors, …   rows 0 to R − 1, R to 2 R − 1, …, whoever wrote them
+    captions-00000.jsonl, …  their captions, of a teacher that takes captions
 
 Which rows a shard holds depends on nothing but the data, so processes share the work by sharing
 the shards out, and a resumed run leaves those that are there.
@@ -11,6 +12,7 @@ import dataclasses
 import json
 import pathlib
 
+from guided_distill.data.caption_lists import read_list, write_list
 from guided_distill.data.shards import NULL, SUFFIXES
 from guided_distill.errors import UserError
 from guided_distill.system.files import (
@@ -105,8 +107,9 @@ class Shelf:
         if not path.exists():
             return None
         try:
-            read_tensors(path)
+            arrays = read_tensors(path)
             notes = read_notes(path)
+            read_list(path, len(next(iter(arrays.values()))))
         except Damaged as error:
             to_stderr(f"{error}: it is made again")
             return None
@@ -117,8 +120,10 @@ class Shelf:
             )
         return json.loads(notes[FACTS])
 
-    def write(self, shard, examples, arrays, facts):
+    def write(self, shard, examples, arrays, facts, captions=None):
         """Writes a shard, `{array: [n, …]}`, whole or not at all, with plain JSON to be told.
+
+        `captions` are those of its rows, None where they have none.
 
         Raises:
           UserError: where another run began the folder anew meanwhile.
@@ -126,6 +131,8 @@ class Shelf:
         if (read_own_json(self.folder / RECORD) or {}).get("settings") != self.settings:
             raise UserError(f"`out` {self.folder} was begun anew by another run: name a new folder")
         notes = {ORIGIN: self._origin(examples), FACTS: json.dumps(facts)}
+        if captions is not None:
+            notes |= write_list(self.path(shard), captions)
         write_tensors(self.path(shard), arrays, notes)
 
     def _origin(self, examples):

@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 
+from guided_distill.data.caption_lists import CaptionLists
 from guided_distill.errors import UserError
 
 
@@ -140,6 +141,7 @@ class ShardSource:
       num_classes: number of classes; None where it is conditioned on something else.
       labels: `[N]` int32 in [0, num_classes); None without classes.
       in_memory: whether all parts are held.
+      lists: `CaptionLists` of the examples; None where nothing is known of any.
     """
 
     name: str
@@ -149,6 +151,7 @@ class ShardSource:
     num_classes: int | None = None
     labels: np.ndarray | None = None
     in_memory: bool = False
+    lists: CaptionLists | None = None
 
     def __len__(self):
         return len(self.rows)
@@ -171,6 +174,12 @@ class ShardSource:
         if self.num_classes is not None:
             return self.labels[indices]
         return {name: self.gather(name, indices) for name in self.parts if name != "x"}
+
+    def captions(self, indices):
+        """The captions at `indices` `[B]`, a list of texts; None where one is not known."""
+        if self.lists is None:
+            return [None] * len(indices)
+        return self.lists.at(indices)
 
     def gather(self, name, indices):
         """Rows of one array, `[B, …]`."""

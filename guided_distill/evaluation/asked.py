@@ -22,6 +22,10 @@ class AskedClasses:
         """Labels of samples start, …, stop − 1, int32."""
         return self._labels[start:stop]
 
+    def captions(self, start, stop):
+        """Of samples start, …, stop − 1: None each, for a class has none."""
+        return [None] * (stop - start)
+
 
 class AskedExamples:
     """The conditioning of held-out examples in turn: sample i has that of example i mod n.
@@ -36,3 +40,7 @@ class AskedExamples:
     def read(self, start, stop):
         """Conditioning of samples start, …, stop − 1, by name."""
         return self._source.read_cond(np.arange(start, stop) % len(self._source))
+
+    def captions(self, start, stop):
+        """The texts that samples start, …, stop − 1 are asked for by; None where unknown."""
+        return self._source.captions(np.arange(start, stop) % len(self._source))

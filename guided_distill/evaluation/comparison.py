@@ -9,12 +9,13 @@ import numpy as np
 from guided_distill.evaluation.contenders import REFERENCES
 from guided_distill.evaluation.measure import Measurement
 from guided_distill.evaluation.sample_store import SampleStore, key_of, load_array
-from guided_distill.system.files import array_sha256, read_json, write_json
+from guided_distill.system.files import array_sha256, json_sha256, read_json, write_json
 from guided_distill.system.processes import array_from_first, is_first
 from guided_distill.system.progress import Progress
 
 MEAN_OVER_DRAWS = (
     "fid", "is", "kid", "precision", "recall", "accuracy", "rmse_to_teacher", "rmse_to_step_one",
+    "clip_score",
 )  # fmt: skip
 IMAGES_KEPT = 20
 IMAGES_SHA256 = "images_sha256"  # of the first samples, in a row's file
@@ -33,7 +34,7 @@ def merge_draws(draws):
         return draws[0]
     merged = dict(draws[0]) | {"draws": len(draws)}
     for metric in MEAN_OVER_DRAWS:
-        values = [row[metric] for row in draws]
+        values = [row.get(metric) for row in draws]  # Rows of earlier versions lack the last.
         if None not in values:
             merged[metric] = float(np.mean(values))
             merged[f"{metric}_std"] = float(np.std(values, ddof=1))
@@ -53,6 +54,7 @@ class Comparison:
       num_samples: n, the same in every row.
       batch_size: samples drawn and measured at a time.
       seed: of the noise; sample i has noise i.
+      clip: `ClipScorer` of samples with the captions that `asked` has; None measures none.
     """
 
     def __init__(
@@ -67,11 +69,16 @@ class Comparison:
         num_samples,
         batch_size,
         seed,
+        clip=None,
     ):
         self.folder, self.reference, self.extractor = folder, reference, extractor
         self.classifier, self.asked, self.sample_shape = classifier, asked, sample_shape
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
-        self._stores = {}
+        self.clip, self._stores = clip, {}
+        self._compared_by = {}
+        if clip:
+            captions = json_sha256(asked.captions(0, num_samples))
+            self._compared_by = {"clip": clip.name, "captions": captions}
 
     def run(self, contenders, weights):
         """All rows, and the first samples of each.
@@ -123,7 +130,8 @@ class Comparison:
 
     def _row_path(self, contender, w):
         """Where a row lies once it is measured."""
-        identity = self._identity(contender, w) | {
+        identity = self._compared_by | self._identity(contender, w)
+        identity |= {
             "model": contender.model,
             "features": self.extractor.name,
             "classifier": self.classifier and self.classifier.name,
@@ -180,7 +188,8 @@ class Comparison:
         """Draws and measures one row, batch by batch, and writes it."""
         params = contender.generator.place(contender.stage.params)
         store = self._store(contender, w)
-        measurement = Measurement(self.num_samples, self.extractor, self.classifier, self.reference)
+        of = self.extractor, self.classifier, self.reference, self.clip
+        measurement = Measurement(self.num_samples, *of)
         kept, seconds = [], 0.0
         for start in range(0, self.num_samples, self.batch_size):
             stop = min(start + self.batch_size, self.num_samples)
@@ -194,7 +203,8 @@ class Comparison:
             if store is not None:
                 x = store.read(start, stop)
             others = {name: self._compared(contender, name, w, start, stop) for name in REFERENCES}
-            seen = measurement.add(x, self.asked.read(start, stop), others)
+            captions = self.asked.captions(start, stop) if self.clip else None
+            seen = measurement.add(x, self.asked.read(start, stop), others, captions)
             if start < IMAGES_KEPT:
                 kept.append(seen)
         row = {

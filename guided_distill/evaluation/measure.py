@@ -22,25 +22,28 @@ class Measurement:
       extractor: `FeatureExtractor` of distances and scores.
       classifier: `TrainedClassifier` of class accuracy; may be the extractor. None measures none.
       reference: `ReferenceStats`.
+      clip: `ClipScorer` of samples with their captions. None measures none.
     """
 
-    def __init__(self, n, extractor, classifier, reference):
+    def __init__(self, n, extractor, classifier, reference, clip=None):
         self.n, self.extractor, self.classifier, self.reference = (
             n,
             extractor,
             classifier,
             reference,
         )
+        self.clip, self._clip_scores = clip, 0.0
         self._moments, self._score = Moments(), InceptionScore(n)
         self._kept, self._correct, self._squares = [], 0, {}
 
-    def add(self, x, labels, others):
+    def add(self, x, labels, others, captions=None):
         """Adds a batch.
 
         Args:
           x: samples, `[B, …]`: pictures in [-1, 1], or latents.
           labels: what was asked for, `[B]`; not looked at without a classifier.
           others: `{name: samples of another model on the same noise, or None}`.
+          captions: a list of what was asked for; not looked at without `clip`.
 
         Returns:
           The samples as the extractor sees them.
@@ -63,6 +66,8 @@ class Measurement:
             same = self.classifier is self.extractor
             class_log_p = log_p if same else self.classifier.apply(images)[1]
             self._correct += int(np.sum(class_log_p.argmax(axis=1) == labels))
+        if self.clip is not None:
+            self._clip_scores += float(self.clip(images, captions).sum())
         for name, other in others.items():
             if other is not None:
                 error = np.square(np.asarray(x, np.float64) - other).mean() * len(x)
@@ -87,6 +92,7 @@ class Measurement:
             "recall": None,
             "features": self.extractor.name,
             "accuracy": self._correct / self.n if self.classifier else None,
+            "clip_score": self._clip_scores / self.n if self.clip else None,
             **{name: None for name in ("rmse_to_teacher", "rmse_to_step_one")},
             **{f"rmse_to_{name}": (s / self.n) ** 0.5 for name, s in self._squares.items()},
             "n": self.n,

@@ -10,6 +10,7 @@ from guided_distill.data.pixels import as_learnt, to_uint8
 from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
 from guided_distill.evaluation.classifier import load_or_train_classifier, random_extractor
+from guided_distill.evaluation.clip_score import ClipScorer, asked_captions, score_real
 from guided_distill.evaluation.features import (
     latent_extractor,
     load_imported_extractor,
@@ -67,7 +68,29 @@ def see_data(config, dataset):
                 "finite"
             )
         to_stderr(f"features: {extractor.name}, {extractor.num_features} of a picture: {features}")
+    if config.evaluation.clip:
+        try_clip(config, dataset, seen)
     return seen
+
+
+def load_clip(config, seen):
+    """The `ClipScorer` that the config names, of pictures as of `see_data`; None for none."""
+    path = config.evaluation.clip
+    return ClipScorer(path, seen.image_shape, make_mesh(config)) if path else None
+
+
+def try_clip(config, dataset, seen):
+    """Tries a CLIP model on a few held-out pictures, whose captions must all be known."""
+    captions = asked_captions(dataset.test, config.evaluation.num_samples)
+    scorer = load_clip(config, seen)
+    score = score_real(scorer, dataset.test, seen.see, min(TRIED, len(captions)))
+    if not np.isfinite(score):
+        raise UserError(f"evaluation.clip {config.evaluation.clip} gives no finite scores")
+    cut = scorer.num_cut(captions)
+    to_stderr(
+        f"clip: {scorer.name}, {scorer.resize}, {score:.1f} on the data"
+        f"{f'; {cut} of {len(captions)} captions are cut at its limit' if cut else ''}"
+    )
 
 
 def tell_decoder(config, path, decoder, dataset):

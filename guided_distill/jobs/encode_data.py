@@ -225,11 +225,11 @@ def fill(shelf, told, teacher, request, share):
         loaded = counted(loaded, Progress(f"encoding {shelf.folder}", total=len(rows), unit=unit))
     broken = []
     for shard in todo:
-        arrays, fact = make_shard(shelf.rows(shard), loaded, told, teacher, request)
+        arrays, captions, fact = make_shard(shelf.rows(shard), loaded, told, teacher, request)
         if fact["broken"] and not request.skip_broken:
             broken += fact["broken"]
         else:
-            shelf.write(shard, examples[shard], arrays, fact)
+            shelf.write(shard, examples[shard], arrays, fact, captions)
             facts[shard] = fact
     if broken:
         raise UserError(
@@ -258,7 +258,7 @@ def load(told, teacher, request, rows):
 
 
 def make_shard(rows, loaded, told, teacher, request):
-    """(arrays, facts) of one shard: `{array: [n, …]}`, and what is to be told of it.
+    """(arrays, captions, facts) of one shard: `{array: [n, …]}`, its rows' captions, what to tell.
 
     Args:
       rows: of it, a range.
@@ -266,13 +266,14 @@ def make_shard(rows, loaded, told, teacher, request):
       told, teacher, request: as they are.
     """
     facts = {"rows": 0, "cut": 0, "broken": [], "warned": []}
-    parts, batch, peaks = [], [], []
+    parts, batch, peaks, kept = [], [], [], []
     for row in rows:
         picture = next(loaded)
         if isinstance(picture, str):
             facts["broken"].append(picture)
         elif not facts["broken"] or request.skip_broken:
             batch.append((row, picture.image))
+            kept.append(told.items[row].told)
             peaks.append(picture.peak)
             facts["warned"] += [f"{told.items[row].name}: {w}" for w in picture.warnings[:1]]
         if len(batch) == teacher.batch_size or (batch and row == rows[-1]):
@@ -283,7 +284,8 @@ def make_shard(rows, loaded, told, teacher, request):
         blank = np.zeros(teacher.pipeline.image_shape, np.uint8)
         parts = [make_batch([(rows[0], blank)], told, teacher, request, dict(facts))]
         parts = [{name: array[:0] for name, array in parts[0].items()}]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, facts
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return arrays, kept if teacher.wants == CAPTIONS else None, facts
 
 
 def make_batch(batch, told, teacher, request, facts):

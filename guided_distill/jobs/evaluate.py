@@ -15,6 +15,7 @@ from guided_distill.distill.distillations import (
 from guided_distill.distill.ranges import check_distilled
 from guided_distill.errors import UserError
 from guided_distill.evaluation.asked import AskedClasses, AskedExamples
+from guided_distill.evaluation.clip_score import asked_captions, score_real
 from guided_distill.evaluation.comparison import Comparison, merge_draws
 from guided_distill.evaluation.contenders import list_contenders
 from guided_distill.evaluation.nearest import nearest_images
@@ -29,12 +30,14 @@ from guided_distill.jobs.common import (
     choose_extractor,
     find_reference,
     load_classifier,
+    load_clip,
     make_generators,
     open_data,
     see_data,
 )
 from guided_distill.jobs.measure_images import measure_images
 from guided_distill.report.run_report import (
+    STRIP_LENGTH,
     distance_words,
     fewest_calls,
     report_is_whole,
@@ -91,8 +94,8 @@ def evaluate(config, workdir, generators=None, dataset=None, seen=None):
     stages = find_stages(workdir)
     check_evaluation(config, workdir, stages)
     done = read_results(workdir, stages)
-    asked = settings.to_plain(config)["evaluation"], settings.file_digests(config)
-    same = done and (evaluation_of(done), done["provenance"]["files"]) == asked
+    wanted = settings.to_plain(config)["evaluation"], settings.file_digests(config)
+    same = done and (evaluation_of(done), done["provenance"]["files"]) == wanted
     if same and from_first(lambda: report_is_whole(workdir / "report", done)):
         return False
 
@@ -105,14 +108,16 @@ def evaluate(config, workdir, generators=None, dataset=None, seen=None):
     extractor = choose_extractor(config, seen, classifier)
     reference = find_reference(config, workdir, seen.train, extractor)
     measures = extractor, classifier, reference
-    rows, images = compare(config, workdir, stages, generators, dataset, measures)
+    asked, clip = ask(config, dataset), load_clip(config, seen)
+    rows, images = compare(config, workdir, stages, generators, (dataset, asked), (*measures, clip))
     weights, seed = config.evaluation.w, config.evaluation.seed
     results = {
         "format": RESULTS_FORMAT,
         "rows": rows,
         "translations": evaluate_translation(config, stages, generators, classifier, dataset.test),
         "round_gaps": measure_round_gaps(stages, dataset.train, weights, seed=seed),
-        "provenance": describe(config, stages, *measures, seen),
+        "provenance": describe(config, stages, *measures, seen)
+        | {"prompts": shown(asked, images), "clip": describe_clip(config, clip, dataset, seen)},
     }
     nearest = {}
     if images:
@@ -124,14 +129,27 @@ def evaluate(config, workdir, generators=None, dataset=None, seen=None):
     return True
 
 
-def compare(config, workdir, stages, generators, dataset, measures):
+def ask(config, dataset):
+    """What samples are asked for: `AskedClasses`, or `AskedExamples` of data without classes."""
+    if dataset.num_classes is None:
+        return AskedExamples(dataset.test)
+    return AskedClasses(class_counts(dataset.train), config.evaluation.num_samples)
+
+
+def shown(asked, images):
+    """The captions of the strips' columns; None where nothing is shown, or none is known."""
+    captions = asked.captions(0, min(STRIP_LENGTH, *map(len, images.values()))) if images else []
+    return captions if any(captions) else None
+
+
+def compare(config, workdir, stages, generators, data, measures):
     """(rows over all draws, images of the first), as `Comparison.run` has them.
 
-    `measures` is (extractor, classifier, reference). Of latents that nothing decodes there are no
-    images.
+    `data` is (dataset, what `ask` makes of it), `measures` (extractor, classifier, reference,
+    `ClipScorer` or None). Of latents that nothing decodes there are no images.
     """
-    evaluation = config.evaluation
-    extractor, classifier, reference = measures
+    evaluation, (dataset, asked) = config.evaluation, data
+    extractor, classifier, reference, clip = measures
     contenders = list_contenders(
         stages,
         generators,
@@ -140,9 +158,6 @@ def compare(config, workdir, stages, generators, dataset, measures):
         baselines=evaluation.baselines,
         baseline_num_steps=evaluation.baseline_num_steps,
     )
-    asked = AskedExamples(dataset.test)
-    if dataset.num_classes is not None:
-        asked = AskedClasses(class_counts(dataset.train), evaluation.num_samples)
     draws = [
         Comparison(
             workdir / "evaluation",
@@ -154,6 +169,7 @@ def compare(config, workdir, stages, generators, dataset, measures):
             num_samples=evaluation.num_samples,
             batch_size=evaluation.batch_size,
             seed=evaluation.seed + draw,
+            clip=clip,
         ).run(contenders, evaluation.w)
         for draw in range(evaluation.num_draws)
     ]
@@ -167,8 +183,8 @@ def write_to_tensorboard(workdir, results):
     scalars = {
         f"report/{metric}, w = {row['w']:g}/{row['model']}_{row['num_steps']:04d}": row[metric]
         for row in results["rows"]
-        for metric in ("fid", "is", "accuracy", "rmse_to_teacher")
-        if row[metric] is not None
+        for metric in ("fid", "is", "accuracy", "rmse_to_teacher", "clip_score")
+        if row.get(metric) is not None
     }
     writer = make_metric_writer(workdir / "metrics")
     writer.write_scalars(sum(stage["updates"] for stage in stages), scalars)
@@ -238,6 +254,17 @@ def describe(config, stages, extractor, classifier, reference, dataset):
         "jax": jax.__version__,
     }
     return provenance | {"distance": distance_words(provenance, config.evaluation.num_samples)}
+
+
+def describe_clip(config, clip, dataset, seen):
+    """Name of a `ClipScorer` and its score of the real pictures, as plain JSON; None for none."""
+    if clip is None:
+        return None
+    num_samples = config.evaluation.num_samples
+    real = score_real(clip, dataset.test, seen.see, num_samples)
+    captions = asked_captions(dataset.test, num_samples)
+    cut = {"captions": len(captions), "captions_cut": clip.num_cut(captions)}
+    return {"name": clip.name, "resize": clip.resize, "real_pictures": real} | cut
 
 
 def guide_words(teacher):

@@ -14,7 +14,7 @@ WHAT = (
     "a Python file whose get_teacher() gives the arguments of guided_distill.import_torch, or "
     "whose get_function() gives those of guided_distill.import_function"
 )
-WHAT_ELSE = "a diffusers folder"
+WHAT_ELSE = "a diffusers folder, or one of transformers' CLIPModel"
 NEEDED = {  # of the arguments that each function of such a file gives
     "get_teacher": {"module", "example", "z", "time", "prediction", "schedule"},
     "get_function": {"module", "example"},
@@ -30,7 +30,7 @@ class Request:
 
 
 def run(request):
-    """Imports a diffusers folder, or what a Python file gives; writes the folder `out`."""
+    """Imports a folder of others, or what a Python file gives; writes the folder `out`."""
     path = local_path(request.from_, "`from`")
     if not request.from_:
         raise UserError(f"`from` is missing: name {WHAT_ELSE}, or {WHAT}")
@@ -46,11 +46,13 @@ def run(request):
 
 
 def import_folder(path, out):
-    """Imports a diffusers folder; its packages are told to stay off the network."""
+    """Imports a folder of diffusers or of CLIP; their packages are told to stay off the network."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    from guided_distill.models.clip_folder import import_clip, is_clip
     from guided_distill.models.diffusers_folder import import_diffusers
 
-    import_diffusers(path, out=out)
+    write = import_clip if is_clip(path) else import_diffusers
+    write(path, out=out)
 
 
 def import_file(path, out):

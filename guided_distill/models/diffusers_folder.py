@@ -62,7 +62,7 @@ def import_diffusers(folder: str | pathlib.Path, *, out: str | pathlib.Path) -> 
       UserError: where the pipeline is not supported, something of it is missing, damaged or a
         pickle, or its schedule is not known; nothing stays in `out` then.
     """
-    with _quiet(), _whole_folder(out) as out:
+    with quiet_packages(), whole_folder(out) as out:
         source = read_source(folder)
         if source.row.has_vae:
             _write_vae(source, out)
@@ -124,7 +124,7 @@ class Source:
         package, class_name = self.index[name]
         if name == self.row.component:
             class_name = self.row.network
-        return _load(self.folder / name, package, class_name, self.variants[name])
+        return load_network(self.folder / name, package, class_name, self.variants[name])
 
 
 def read_source(folder):
@@ -150,7 +150,7 @@ def read_source(folder):
     latent_shape, image_shape = _shapes(folder, row, config)
     encoders = tuple(encoder for encoder in row.encoders if encoder in networks)
     facts = Facts(config, image_shape, encoders)
-    variants = {n: _find_weights(folder / n, index[n][0]) for n in networks}
+    variants = {n: find_weights(folder / n, index[n][0]) for n in networks}
     source = Source(folder, index, row, scheduler, facts, latent_shape, variants)
     _check_schedule(source)
     return source
@@ -248,7 +248,7 @@ def _check_schedule(source):
         raise UserError(f"{name} of {source.folder}: {error}") from error
 
 
-def _find_weights(folder, package):
+def find_weights(folder, package):
     """The variant of the weights to take, None for the full ones; each file is opened.
 
     Raises:
@@ -304,12 +304,11 @@ def _class(package, name):
         return getattr(importlib.import_module(package), name)
     except (ImportError, RuntimeError) as error:  # The second, of what they import in their turn.
         raise UserError(
-            f"importing a diffusers folder needs {package} ({reason_of(error)}): "
-            "pip install -e '.[torch]'"
+            f"importing this folder needs {package} ({reason_of(error)}): pip install -e '.[torch]'"
         ) from error
 
 
-def _load(folder, package, class_name, variant):
+def load_network(folder, package, class_name, variant):
     """A network of safetensors, every weight of which was there."""
     try:
         network, found = _class(package, class_name).from_pretrained(
@@ -464,7 +463,7 @@ def _nested(example):
 
 
 @contextlib.contextmanager
-def _whole_folder(out):
+def whole_folder(out):
     """A new folder that is emptied where what fills it fails."""
     out = new_folder(out)
     try:
@@ -476,7 +475,7 @@ def _whole_folder(out):
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet_packages():
     """Keeps the packages' own hints and bars from the terminal."""
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")

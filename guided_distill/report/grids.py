@@ -1,6 +1,7 @@
 """Pictures of samples, as PNG."""
 
 import pathlib
+import warnings
 
 import matplotlib
 
@@ -13,6 +14,8 @@ from PIL import Image
 from guided_distill.system.processes import first_only
 from guided_distill.system.progress import to_stderr
 
+PROMPT_SIZE = 8  # points, of prompts at the foot of a figure
+LETTERS_PER_INCH = 15  # of that size
 MIN_IMAGE_SIZE = 32  # pixels; smaller samples are enlarged by a whole factor
 
 
@@ -51,7 +54,7 @@ def save_grid(path, images, columns):
     Image.fromarray(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet).save(path)
 
 
-def save_strips(path, blocks, title):
+def save_strips(path, blocks, title, prompts=()):
     """Writes blocks of labelled strips, each strip a row of samples on the same noise.
 
     Args:
@@ -59,6 +62,7 @@ def save_strips(path, blocks, title):
       blocks: `{block title: {strip label: images [n, H, W, C] uint8}}`, laid out in a grid
         two blocks wide.
       title: over everything.
+      prompts: a text for each column: their numbers stand over the columns, and they at the foot.
     """
     columns = min(2, len(blocks))
     lines = -(-len(blocks) // columns)
@@ -68,26 +72,53 @@ def save_strips(path, blocks, title):
         lines,
         columns,
         squeeze=False,
-        figsize=(columns * (0.42 * n + 1.9), lines * (0.42 * most_strips + 0.45) + 0.4),
+        figsize=_figure_size(columns, lines, n, most_strips, len(prompts)),
         layout="constrained",
     )
     for axis in axes.flat[len(blocks) :]:
         axis.set_axis_off()
     for axis, (name, block) in zip(axes.flat, blocks.items(), strict=False):
-        strips = [grid(images, n) for images in block.values()]
-        gap = np.full((1, *strips[0].shape[1:]), 255, np.uint8)
-        parts = [np.concatenate([strip, gap]) for strip in strips]
-        sheet = np.concatenate(parts)[:-1]
-        axis.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        height = parts[0].shape[0]
-        axis.set_yticks([(k + 0.5) * height - 0.5 for k in range(len(parts))], list(block))
-        axis.set_xticks([])
-        axis.tick_params(length=0)
+        _draw_block(axis, block, n, len(prompts))
         axis.set_title(name, fontsize=10, loc="left")
-        for spine in axis.spines.values():
-            spine.set_visible(False)
     figure.suptitle(title, fontsize=12)
+    if prompts:
+        letters = int(figure.get_figwidth() * LETTERS_PER_INCH)
+        text = "\n".join(f"{k}  {_cut(prompt, letters)}" for k, prompt in enumerate(prompts, 1))
+        foot = dict(ha="left", fontsize=PROMPT_SIZE, linespacing=1.3, parse_math=False)
+        figure.supxlabel(text, x=0.02, **foot)
     save_figure(figure, path)
+
+
+def _figure_size(columns, lines, n, most_strips, num_prompts):
+    """(width, height) in inches."""
+    numbers = 0.15 if num_prompts else 0.0
+    height = lines * (0.42 * most_strips + 0.45 + numbers) + 0.4
+    return columns * (0.42 * n + 1.9), height + num_prompts * PROMPT_SIZE * 1.35 / 72
+
+
+def _draw_block(axis, block, n, num_numbered):
+    """Draws strips below each other, their labels beside them and numbers over the columns."""
+    strips = [grid(images, n) for images in block.values()]
+    gap = np.full((1, *strips[0].shape[1:]), 255, np.uint8)
+    parts = [np.concatenate([strip, gap]) for strip in strips]
+    sheet = np.concatenate(parts)[:-1]
+    axis.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    height, width = parts[0].shape[0], (sheet.shape[1] + 1) // n
+    axis.set_yticks([(k + 0.5) * height - 0.5 for k in range(len(parts))], list(block))
+    numbers = range(num_numbered)
+    axis.set_xticks([(k + 0.5) * width - 0.5 for k in numbers], [str(k + 1) for k in numbers])
+    axis.tick_params(length=0)
+    if num_numbered:
+        axis.xaxis.tick_top()
+        axis.tick_params("x", labelsize=PROMPT_SIZE, pad=1)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _cut(text, letters):
+    """The beginning of a text, on one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"
 
 
 def save_figure(figure, path):
@@ -99,4 +130,6 @@ def save_figure(figure, path):
 @first_only
 def _write_figure(figure, path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # A box stands for it.
+        figure.savefig(path, dpi=130)

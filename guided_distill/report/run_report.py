@@ -1,6 +1,8 @@
 """The report of a run: `results.json`, a table for the terminal, `report.md` with images."""
 
+import html
 import pathlib
+import re
 
 from guided_distill.distill.distillations import round_costs
 from guided_distill.report.curves import save_distance_by_calls, save_round_gaps, save_trade_off
@@ -51,10 +53,11 @@ def write_report(folder, results, images, nearest):
     if rows[0]["is"] is not None:
         save_trade_off(folder / "trade_off.png", rows)
     if images:
-        compared = comparison_blocks(images)
-        save_strips(folder / "comparison.png", compared, "The same noise through every model")
-        dial = dial_blocks(images)
-        save_strips(folder / "student.png", dial, "One student family: guidance weight by steps")
+        prompts = prompts_of(results["provenance"])
+        compared, title = comparison_blocks(images), "The same noise through every model"
+        save_strips(folder / "comparison.png", compared, title, prompts)
+        dial, title = dial_blocks(images), "One student family: guidance weight by steps"
+        save_strips(folder / "student.png", dial, title, prompts)
     if nearest:
         save_strips(
             folder / "nearest.png", nearest, "Samples and the training images nearest to them"
@@ -136,9 +139,20 @@ def terminal_summary(results):
             "Same-noise RMSE to the full teacher; lower is better",
             star_best(table(same_noise(rows), "rmse_to_teacher", 3)),
             "",
+            *clip_summary(rows, provenance),
             *(translated if translations else []),
         ]
     )
+
+
+def clip_summary(rows, provenance):
+    """The lines of the terminal on the CLIP score; none where it was not measured."""
+    clip = provenance.get("clip")
+    if not clip:
+        return []
+    real = f"{clip['real_pictures']:.2f} of real pictures"
+    title = f"CLIP score with the own caption, on {clip['name']}; {real}; higher is better"
+    return [title, star_best(table(rows, "clip_score", 2)), ""]
 
 
 def chance_words(rows, provenance):
@@ -168,6 +182,18 @@ def on_imported(provenance):
 def of_pictures(provenance):
     """Whether the samples are seen as pictures, and not as latents."""
     return provenance.get("pictures", True)
+
+
+def prompts_of(provenance):
+    """The prompts of the strips' columns; () where they are not known."""
+    prompts = [prompt or "(not known)" for prompt in provenance.get("prompts") or ()]
+    return [prompt.encode("utf-8", "replace").decode() for prompt in prompts]
+
+
+def as_text(text):
+    """A text on one line of Markdown, where nothing of it is markup."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]])", r"\\\1", text)
 
 
 def learns_pictures(provenance):
@@ -258,6 +284,7 @@ def render_markdown(results, *, with_nearest):
         _round_gaps(results["round_gaps"]),
         _classes(rows, provenance),
         _score(rows, provenance),
+        _clip(rows, provenance),
         _neighbours(rows, provenance),
         _translation(results["translations"]),
         _dial(provenance),
@@ -291,9 +318,18 @@ students that need {min(calls)} to {max(calls)}, over guidance weights w in [{w_
 def _strips(provenance):
     if not of_pictures(provenance):
         return ""
-    return """![The same noise through every model](comparison.png)
+    prompts = prompts_of(provenance)
+    if not prompts:
+        return """![The same noise through every model](comparison.png)
 
 Every strip starts from the same ten noise samples and has the same labels.
+"""
+    lines = "\n".join(f"{k}. “{as_text(prompt)}”" for k, prompt in enumerate(prompts, start=1))
+    return f"""![The same noise through every model](comparison.png)
+
+Every strip starts from the same {len(prompts)} noise samples and has the same prompts, by column:
+
+{lines}
 """
 
 
@@ -399,6 +435,23 @@ exp E[KL(p(y|x) ‖ p(y))] on {provenance["features"]}, mean ± deviation over {
 """
 
 
+def _clip(rows, provenance):
+    clip = provenance.get("clip")
+    if not clip:
+        return ""
+    decoded, cut = ", decoded" if provenance.get("decoder") else "", ""
+    if clip["captions_cut"]:
+        cut = f" {clip['captions_cut']} of {clip['captions']} captions were cut at its limit."
+    return f"""## CLIP score
+
+100 max(cos, 0) of each sample and its own caption, the mean over n = {rows[0]["n"]:,} samples, on
+{clip["name"]} ({clip["resize"]}); higher is better. The real pictures of the same captions{decoded}
+have {clip["real_pictures"]:.2f}.{cut}
+
+{table(rows, "clip_score", 2)}
+"""
+
+
 def _neighbours(rows, provenance):
     """Precision, recall and kernel distance; '' where the reference has no features of its own."""
     if rows[0]["precision"] is None:
@@ -448,10 +501,11 @@ Measured in this run, {left_out} left out, batches of {provenance["batch_size"]}
 def _dial(provenance):
     if not of_pictures(provenance):
         return ""
-    return """## One dial
+    named = "\nThe columns have the prompts that are listed under the first picture.\n"
+    return f"""## One dial
 
 ![Guidance weight by number of steps](student.png)
-"""
+{named if prompts_of(provenance) else ""}"""
 
 
 def _nearest():

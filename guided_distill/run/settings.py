@@ -17,6 +17,7 @@ from guided_distill.distill.losses import LOSS_WEIGHTS
 from guided_distill.distill.ranges import check_distilled, check_w
 from guided_distill.distill.rounds import step_factors
 from guided_distill.errors import UserError, nearest
+from guided_distill.models.clip import RECORD as CLIP_FILE
 from guided_distill.models.function import RECORD as FUNCTION_FILE
 from guided_distill.models.unet import REMAT_POLICIES
 from guided_distill.run.rules import (
@@ -130,6 +131,7 @@ RULES = {
     "evaluation.seed": SEED,
     "evaluation.decoder": PATH,
     "evaluation.features": PATH,
+    "evaluation.clip": PATH,
     "evaluation.inception": PATH,
     "evaluation.reference_stats": PATH,
     "evaluation.classifier_updates": COUNT,
@@ -147,7 +149,7 @@ ADDED_SINCE = {  # earlier workdirs lack them
     "teacher": {"path": "", "guide": ""},
     "data": {"max_value": 0},
     "step_one": {"prediction": ""},
-    "evaluation": {"decoder": "", "features": ""},
+    "evaluation": {"decoder": "", "features": "", "clip": ""},
 }
 
 
@@ -200,6 +202,7 @@ def file_digests(config):
         named = {key: config.evaluation[key] for key in ("inception", "reference_stats")}
         folders = {"decoder": decoder_path(config), "features": config.evaluation.features}
         named |= {key: f"{path}/{FUNCTION_FILE}" for key, path in folders.items() if path}
+        named |= {"clip": config.evaluation.clip and f"{config.evaluation.clip}/{CLIP_FILE}"}
         files = {key: pathlib.Path(path) for key, path in named.items() if path}
         return {key: file_sha256(path) for key, path in files.items() if path.is_file()}
 
@@ -346,7 +349,7 @@ def check_what_is_learnt(config, dataset):
             f"data.augmentations turn and move pictures, and {dataset.name} holds latents: "
             "leave it ()"
         )
-    for key in ("inception", "features") if not seen else ():
+    for key in ("inception", "features", "clip") if not seen else ():
         if config.evaluation[key]:
             raise UserError(
                 f"evaluation.{key} looks at pictures, and {dataset.name} holds latents: leave it "
