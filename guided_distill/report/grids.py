@@ -86,7 +86,7 @@ def save_strips(path, blocks, title):
         axis.set_title(name, fontsize=10, loc="left")
         for spine in axis.spines.values():
             spine.set_visible(False)
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
     save_figure(figure, path)
 
 

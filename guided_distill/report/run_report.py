@@ -4,6 +4,7 @@ import pathlib
 
 from guided_distill.distill.distillations import round_costs
 from guided_distill.report.curves import save_distance_by_calls, save_round_gaps, save_trade_off
+from guided_distill.report.dial import dial_html
 from guided_distill.report.grids import save_strips
 from guided_distill.report.html import write_html
 from guided_distill.report.tables import (
@@ -61,7 +62,7 @@ def write_report(folder, results, images, nearest):
         )
     text = render_markdown(results, with_nearest=bool(nearest))
     (folder / "report.md").write_text(text, encoding="utf-8")
-    write_html(folder / "index.html", text)
+    write_html(folder / "index.html", text, dial_html(images, STRIP_LENGTH))
     files = {name: file_sha256(folder / name) for name in FILES if (folder / name).exists()}
     write_json(folder / "results.json", results | {"files": files})
 
