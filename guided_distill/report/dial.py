@@ -7,6 +7,7 @@ import json
 import numpy as np
 from PIL import Image
 
+from guided_distill.report.grids import picture_of
 from guided_distill.report.tables import calls_label, main_model, network_calls
 
 CELL_SIDES = (64, 96)  # CSS pixels of a sample's longer side: at least, at most
@@ -163,11 +164,6 @@ def fit(x, height, width):
         return x
     reduced = picture_of(x).resize((width, height), Image.Resampling.BOX)
     return np.asarray(reduced).reshape(height, width, -1)
-
-
-def picture_of(x):
-    """`[H, W, C]` uint8 as a Pillow image."""
-    return Image.fromarray(x.squeeze(-1) if x.shape[-1] == 1 else x)
 
 
 def png_uri(x):

@@ -27,6 +27,11 @@ def grid(images, columns):
     return sheet.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
 
 
+def picture_of(x):
+    """`[H, W, C]` uint8 as a Pillow image."""
+    return Image.fromarray(x.squeeze(-1) if x.shape[-1] == 1 else x)
+
+
 def is_picture(path):
     """Whether a whole picture lies at a path; says where it is damaged."""
     try:
@@ -48,7 +53,7 @@ def save_grid(path, images, columns):
     sheet = sheet.repeat(factor, axis=0).repeat(factor, axis=1)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet).save(path)
+    picture_of(sheet).save(path)
 
 
 def save_strips(path, blocks, title):
