@@ -11,9 +11,16 @@ import subprocess
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from PIL import Image
+from PIL import Image, ImageSequence
 
-from guided_distill.report.dial import CELL_SIDES, FEWEST, SHEET_PIXELS, dial_html
+from guided_distill.report.dial import (
+    CELL_SIDES,
+    FEWEST,
+    FILM_BYTES,
+    SHEET_PIXELS,
+    dial_html,
+    save_film,
+)
 from guided_distill.report.html import write_html
 
 LENGTH = 10
@@ -111,6 +118,34 @@ def test_a_page_has_its_dial_before_the_first_table(tmp_path):
         assert f'<label for="{knob}">' in page and f'<output id="{knob}-out"' in page
     assert "http:" not in page and "https:" not in page
     assert 'hidden>\n<div class="knobs">' in page  # until the script shows it
+
+
+def frames_of(path):
+    """The frames of a GIF, `[k, H, W]`."""
+    with Image.open(path) as film:
+        return np.stack([np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(film)])
+
+
+def test_the_film_turns_w_at_each_n_from_many_to_few(tmp_path):
+    images = drawn((8, 8, 1), n=LENGTH)
+    greys = {key: np.uint8(5 * k + 20) for k, key in enumerate(images)}
+    save_film(tmp_path / "dial.gif", {key: x * 0 + greys[key] for key, x in images.items()})
+    frames = frames_of(tmp_path / "dial.gif")
+    states = [(n, w) for n in sorted(STEPS, reverse=True) for w in WEIGHTS]
+    assert len(frames) == len(states)
+    assert (tmp_path / "dial.gif").stat().st_size <= FILM_BYTES
+    for frame, (n, w) in zip(frames, states, strict=True):
+        height, right = frame.shape[0], frame[:, -20]  # a column within the last samples
+        assert right[height // 4] == greys["teacher", TEACHER_STEPS, w]
+        assert right[3 * height // 4] == greys["student", n, w]
+
+
+def test_a_film_too_large_is_left_out_and_an_old_one_removed(tmp_path):
+    (tmp_path / "dial.gif").write_bytes(b"old")
+    save_film(tmp_path / "dial.gif", drawn((128, 128, 3), weights=(0.0, 1.0), n=3))
+    assert not (tmp_path / "dial.gif").exists()
+    save_film(tmp_path / "dial.gif", drawn((4, 4, 1), STATES[:3], weights=(1.0,)))
+    assert not (tmp_path / "dial.gif").exists()
 
 
 def write_page(folder, images):

@@ -3,16 +3,21 @@
 import base64
 import io
 import json
+import pathlib
 
 import numpy as np
 from PIL import Image
 
 from guided_distill.report.grids import picture_of
+from guided_distill.report.sheets import draw_sheet, names_width
 from guided_distill.report.tables import calls_label, main_model, network_calls
 
 CELL_SIDES = (64, 96)  # CSS pixels of a sample's longer side: at least, at most
 SHEET_PIXELS = 2**21  # of large samples so many are shown that the sheet stays below, or FEWEST
 FEWEST = 4
+FILM_SAMPLES = (10, 5, 3)  # the first that keeps a film below FILM_BYTES is taken
+FILM_BYTES = 300_000
+FRAME_MS = 900
 
 STYLE = """
 .dial { margin: 1.5rem 0; padding: .8rem; border: 1px solid var(--line); border-radius: .6rem;
@@ -135,6 +140,42 @@ def make_dial(images):
     }
     strips = [[fit(x, height, width) for x in images[key][:samples]] for key in keys]
     return facts, np.concatenate([np.concatenate(strip, axis=1) for strip in strips])
+
+
+def save_film(path, images):
+    """Writes the dial as a GIF: w goes up at each N, from many to few, beside the teacher.
+
+    Where not even the fewest samples fit into `FILM_BYTES`, or nothing turns, no file is left.
+    """
+    path = pathlib.Path(path)
+    path.unlink(missing_ok=True)
+    for samples in FILM_SAMPLES:
+        frames = film_frames({key: x[:samples] for key, x in images.items()})
+        if len(frames) < 2:
+            return
+        buffer = io.BytesIO()
+        frames[0].save(
+            buffer, "GIF", save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0
+        )
+        if buffer.tell() <= FILM_BYTES:
+            path.write_bytes(buffer.getvalue())
+            return
+
+
+def film_frames(images):
+    """A Pillow image per (N, w) of the main model that the teacher has samples of, too."""
+    keys = dial_keys(images)
+    teacher = {w: images[model, n, w] for model, n, w in keys if model == "teacher"}
+    lines = [
+        [
+            (f"{calls_label(*keys[0][:2])}, w = {w:g}", [], teacher[w]),
+            (f"{calls_label(model, n)}, w = {w:g}", [], images[model, n, w]),
+        ]
+        for model, n, w in sorted(keys, key=lambda key: (-key[1], key[2]))
+        if model != "teacher" and w in teacher
+    ]
+    left = names_width(name for frame in lines for name, _, _ in frame) if lines else 0
+    return [draw_sheet(frame, left) for frame in lines]
 
 
 def dial_keys(images):

@@ -4,7 +4,7 @@ import pathlib
 
 from guided_distill.distill.distillations import round_costs
 from guided_distill.report.curves import save_distance_by_calls, save_round_gaps, save_trade_off
-from guided_distill.report.dial import dial_html
+from guided_distill.report.dial import dial_html, save_film
 from guided_distill.report.grids import save_strips
 from guided_distill.report.html import write_html
 from guided_distill.report.tables import (
@@ -24,9 +24,9 @@ from guided_distill.system.files import file_sha256, write_json
 from guided_distill.system.processes import first_only
 from guided_distill.system.progress import to_stderr
 
-FILES = (  # that stand beside `results.json`; `nearest.png` may be missing
+FILES = (  # that stand beside `results.json`; the last two may be missing
     "index.html", "report.md", "round_gaps.png", "distance_by_calls.png", "trade_off.png",
-    "comparison.png", "student.png", "nearest.png",
+    "comparison.png", "student.png", "nearest.png", "dial.gif",
 )  # fmt: skip
 STRIP_LENGTH = 10
 CHANCE_FACTOR = 2.0  # accuracy up to so many times chance is taken for chance
@@ -56,6 +56,7 @@ def write_report(folder, results, images, nearest):
         save_strips(folder / "comparison.png", compared, "The same noise through every model")
         dial = dial_blocks(images)
         save_strips(folder / "student.png", dial, "One student family: guidance weight by steps")
+        save_film(folder / "dial.gif", images)
     if nearest:
         save_strips(
             folder / "nearest.png", nearest, "Samples and the training images nearest to them"

@@ -26,18 +26,18 @@ def save_sheet(path, lines, command=""):
     sheet.save(path, pnginfo=notes)
 
 
-def draw_sheet(lines):
+def draw_sheet(lines, left=None):
     """Lines of samples with names, as a Pillow image.
 
     Args:
       lines: `[(name, names of its samples, images [k, H, W, C] uint8), …]`. The names of samples
         stand above a line where they are not those above the line before; those too long for
         their column end in "…".
+      left: pixels for the names of lines; None for as many as they take.
     """
-    font = ImageFont.truetype(findfont("DejaVu Sans"), FONT_SIZE)
-    text_height = FONT_SIZE + GAP
+    font, text_height = name_font(), FONT_SIZE + GAP
     cell = enlarged(lines[0][2][0])
-    left = GAP + max(round(font.getlength(name)) for name, _, _ in lines) + 2 * GAP
+    left = left or names_width(name for name, _, _ in lines)
     headed = heads(lines)
     width = left + max(len(x) for _, _, x in lines) * (cell.width + GAP)
     height = GAP + len(lines) * (cell.height + GAP) + sum(headed) * text_height
@@ -56,6 +56,17 @@ def draw_sheet(lines):
             sheet.paste(enlarged(sample), (at, y))
         y += cell.height + GAP
     return sheet
+
+
+def name_font():
+    """The font of names."""
+    return ImageFont.truetype(findfont("DejaVu Sans"), FONT_SIZE)
+
+
+def names_width(names):
+    """Pixels that names of lines take beside them."""
+    font = name_font()
+    return GAP + max(round(font.getlength(name)) for name in names) + 2 * GAP
 
 
 def heads(lines):
