@@ -8,6 +8,7 @@ from conftest import ROOT
 
 from guided_distill.distill.distillations import TWO_STUDENT, round_costs
 from guided_distill.evaluation.contenders import list_contenders
+from guided_distill.report.paper_report import Run, introduction
 from guided_distill.report.paper_tables import (
     load_paper_results,
     misprints,
@@ -105,6 +106,14 @@ def test_table_2_sets_ours_beside_the_papers_with_the_difference(data):
     if data == "cifar10":
         assert first[5] == "8.34 / 10.65" and first[3] == "8.84 / 11.15"
     assert first[2] == "6.46 / 6.46"
+
+
+@pytest.mark.parametrize(("data", "has"), [("cifar10", True), ("digits", False)])
+def test_a_run_of_other_data_than_the_papers_says_that_it_stands_alone(data, has):
+    provenance = {"data": data, "features": "classifier-a", "reference": {"n": 9}, "stages": {}}
+    text = introduction(Run("a", [{"n": 500}], provenance, [], {}))
+    assert ("The paper has no numbers for digits: ours stand alone" in text) is not has
+    assert ("The paper's numbers stand beside" in text) is has
 
 
 def test_table_1_marks_the_best_of_each_column():

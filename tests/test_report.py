@@ -56,7 +56,7 @@ def test_html_is_one_file_that_needs_no_network(page):
         s.startswith("data:image/png;base64,") or s == "results.json" for s in sources
     )
     assert "http:" not in text and "https:" not in text and "<script" not in text
-    assert '<div class="scroll"><table>' in text and "<strong>1.00</strong>" in text
+    assert '<div class="scroll" tabindex="0"><table>' in text and "<strong>1.00</strong>" in text
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     assert "<title>A run: of &lt;digits&gt;</title>" in text
 

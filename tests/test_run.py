@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -251,7 +252,11 @@ def test_samples_are_arrays_or_a_image(finished, tmp_path):
     again = sample(workdir, tmp_path / "y.npz", labels=[3, 5], batch_size=16)
     np.testing.assert_allclose(again["samples"], arrays["samples"], atol=1e-5)
     with Image.open(sample(workdir, tmp_path / "a" / "grid.png", n=64)) as picture:
-        assert picture.size == (8 * 9 * 4 - 4, 8 * 9 * 4 - 4)
+        command = shlex.split(picture.text["Command"])
+        assert picture.width >= 10 * 64 and picture.height >= 7 * 64  # a column per class
+    flags = f"--workdir={workdir} --w=2 --n=64 --out={tmp_path / 'a' / 'grid.png'} --batch_size=8"
+    assert command[:4] == ["python", "-m", "guided_distill.main", "--mode=sample"]
+    assert command[4:] == flags.split()
 
 
 def test_weights_share_the_samples_on_the_same_noise(finished, tmp_path):

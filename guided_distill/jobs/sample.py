@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import shlex
 
 import numpy as np
+from absl import flags
 from ml_collections import ConfigDict
 
 from guided_distill.data.folders import check_outside
@@ -11,7 +13,7 @@ from guided_distill.data.pixels import widen
 from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
 from guided_distill.jobs.common import check_counts, eyes_of, image_path
-from guided_distill.report.grids import save_grid
+from guided_distill.report.sheets import save_sheet
 from guided_distill.run import settings
 from guided_distill.sampling.sampler import Sampler, read_labels
 from guided_distill.system.files import local_path, read_json
@@ -19,7 +21,7 @@ from guided_distill.system.processes import first_only
 from guided_distill.system.progress import to_stderr
 from guided_distill.system.sharding import make_mesh
 
-MAX_STRIP = 16  # samples in one row of an image, where there is a row per weight
+MAX_STRIP = 16  # columns of an image with a row per weight, or a column per class
 ARRAYS = ".npz"
 DEFAULT_N = 64  # or the next number that divides over the weights
 
@@ -72,18 +74,26 @@ def run(request):
     rows = np.arange(n)
     indices = rows % per_weight
     sample_w = np.asarray(weights)[rows // per_weight]
-    if sampler.record["num_classes"] is None:
-        asked = held_out_conditioning(request, indices)
-        x = sampler.draw(asked, sample_w, request.seed, indices)
+    x, asked, names = draw(sampler, request, sample_w, indices)
+    if see is None:
+        write_arrays(out, x, asked, sample_w)
     else:
-        labels = read_labels(request.labels, sampler.record)
-        labels = labels or list(range(sampler.record["num_classes"]))
-        asked = {"labels": np.asarray(labels, np.int32)[indices % len(labels)]}
-        x = sampler.draw_classes(asked["labels"].tolist(), sample_w, request.seed, indices)
-    write_samples(out, x, asked, sample_w, see)
+        write_image(out, see, x, weights, names, command_of(request))
     to_stderr(
         f"{n} samples in {request.num_steps} steps of the {sampler.name} sampler: {request.out}"
     )
+
+
+def draw(sampler, request, w, indices):
+    """(samples, what they are conditioned on by name, titles of the classes gone through)."""
+    if sampler.record["num_classes"] is None:
+        asked = held_out_conditioning(request, indices)
+        return sampler.draw(asked, w, request.seed, indices), asked, []
+    labels = read_labels(request.labels, sampler.record)
+    labels = labels or list(range(sampler.record["num_classes"]))
+    asked = {"labels": np.asarray(labels, np.int32)[indices % len(labels)]}
+    x = sampler.draw_classes(asked["labels"].tolist(), w, request.seed, indices)
+    return x, asked, [class_title(label, sampler.record) for label in labels]
 
 
 def choose_eyes(request, sampler, out):
@@ -120,19 +130,67 @@ def held_out_conditioning(request, indices):
 
 
 @first_only
-def write_samples(out, x, asked, w, see):
-    """Writes arrays, or an image: a row per weight where the rows stay short.
+def write_arrays(out, x, asked, w):
+    """Writes samples `[n, …]`, what they are conditioned on, `{name: [n, …]}`, and `w` `[n]`."""
+    np.savez(out, samples=x, w=w.astype(np.float32), **asked)
+
+
+@first_only
+def write_image(out, see, x, weights, names, command):
+    """Writes samples as pictures, with `command` inside."""
+    save_sheet(out, sheet_lines(see(x), weights, names), command)
+
+
+def sheet_lines(images, weights, names):
+    """Lines of `save_sheet`: those of each weight in turn, in columns of one class each.
 
     Args:
-      out: where to.
-      x: samples, `[n, …]`.
-      asked: what they are conditioned on, `{name: [n, …]}`.
-      w: their weights, `[n]`.
-      see: what makes pictures of them.
+      images: `[n, H, W, C]`, as many of each weight.
+      weights: guidance weights.
+      names: of the classes that samples of a weight go through in turn; none without classes.
     """
-    if out.suffix == ARRAYS:
-        np.savez(out, samples=x, w=w.astype(np.float32), **asked)
-        return
-    per_weight = np.count_nonzero(w == w[0])
-    one_row_each = per_weight < len(x) and per_weight <= MAX_STRIP
-    save_grid(out, see(x), per_weight if one_row_each else math.ceil(per_weight**0.5))
+    columns = count_columns(len(images) // len(weights), len(weights), len(names))
+    lines = []
+    for w, x in zip(weights, np.split(images, len(weights)), strict=True):
+        for start in range(0, len(x), columns):
+            line = x[start : start + columns]
+            stop = start + len(line)
+            titles = [names[k % len(names)] if names else "" for k in range(start, stop)]
+            lines.append(("" if start else f"w = {w:g}", titles, line))
+    return lines
+
+
+def count_columns(per_weight, num_weights, period):
+    """One row per weight where it stays short, else about a square, in whole turns of classes."""
+    if num_weights > 1 and per_weight <= MAX_STRIP:
+        return per_weight
+    side = math.ceil(per_weight**0.5)
+    if not 0 < period <= MAX_STRIP:
+        return side
+    return min(per_weight, -(-side // period) * period)
+
+
+def class_title(label, record):
+    """A class's name, else its number; '' where there is but one."""
+    if record["num_classes"] == 1:
+        return ""
+    return record["class_names"][label] if record["class_names"] else str(label)
+
+
+def command_of(request):
+    """The command line that asks for the same."""
+    words = ["python", "-m", "guided_distill.main", "--mode=sample"]
+    for field in dataclasses.fields(request):
+        value = getattr(request, field.name)
+        if value is True:
+            words.append(f"--{field.name}")
+        elif value != field.default:
+            words.append(f"--{field.name}={flag_text(value)}")
+    return shlex.join(words)
+
+
+def flag_text(value):
+    """A flag's value as it is typed."""
+    if isinstance(value, tuple | list):
+        return flags.CsvListSerializer(",").serialize([flag_text(v) for v in value])
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

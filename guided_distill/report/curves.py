@@ -175,5 +175,5 @@ def _finish(figure, axes, path):
     for axis in np.ravel(axes):
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=4, fontsize=8)
     save_figure(figure, path)

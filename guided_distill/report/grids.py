@@ -30,6 +30,11 @@ def grid(images, columns):
     return sheet.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
 
 
+def picture_of(x):
+    """`[H, W, C]` uint8 as a Pillow image."""
+    return Image.fromarray(x.squeeze(-1) if x.shape[-1] == 1 else x)
+
+
 def is_picture(path):
     """Whether a whole picture lies at a path; says where it is damaged."""
     try:
@@ -51,7 +56,7 @@ def save_grid(path, images, columns):
     sheet = sheet.repeat(factor, axis=0).repeat(factor, axis=1)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet).save(path)
+    picture_of(sheet).save(path)
 
 
 def save_strips(path, blocks, title, prompts=()):
@@ -80,7 +85,7 @@ def save_strips(path, blocks, title, prompts=()):
     for axis, (name, block) in zip(axes.flat, blocks.items(), strict=False):
         _draw_block(axis, block, n, len(prompts))
         axis.set_title(name, fontsize=10, loc="left")
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
     if prompts:
         letters = int(figure.get_figwidth() * LETTERS_PER_INCH)
         text = "\n".join(f"{k}  {_cut(prompt, letters)}" for k, prompt in enumerate(prompts, 1))

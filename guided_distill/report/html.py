@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import markdown
+from PIL import Image
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --paper: #fbfbfa; --line: #d9dcdf;
@@ -19,34 +20,46 @@ body { margin: 0 auto; max-width: 76rem; padding: 1.2rem clamp(.8rem, 3vw, 2.5re
 h1 { font-size: clamp(1.5rem, 4vw, 2.2rem); line-height: 1.2; }
 h2 { margin-top: 2.6rem; padding-top: .8rem; border-top: 1px solid var(--line); }
 p { max-width: 46rem; }
-p:has(img) { max-width: none; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
+.scroll { overflow-x: auto; margin: 1rem 0; max-width: none; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; text-align: left; }
+tr { background: var(--paper); }
 tbody tr:nth-child(even) { background: var(--band); }
+th:first-child, td:first-child { position: sticky; left: 0; background: inherit; }
+.scroll:not(:has(tr > :nth-child(3))) td { white-space: normal; overflow-wrap: anywhere; }
 td strong { color: var(--best); }
-img { display: block; max-width: 100%; height: auto; margin: 1rem 0; padding: .5rem;
-  background: #fff; border-radius: .5rem; }
+.figure { padding: .6rem; background: #fff; border: 1px solid var(--line); border-radius: .6rem; }
+img { display: block; height: auto; }
+@media (max-width: 48rem) { th, td { padding: .3rem .45rem; } }
+@media (min-width: 48rem) { img { width: auto; max-width: 100%; margin: auto; } }
+@media (prefers-color-scheme: dark) { .figure { background: #e2e5e8; border: 0; }
+  img { mix-blend-mode: multiply; } }
 code { font-size: .9em; }
 """
+TABLE = '<div class="scroll" tabindex="0">'
+READABLE = 0.62  # CSS pixels to a figure's pixel where it scrolls: letters of 9 pixels and more
+PHONE = 340  # CSS pixels; what is no wider keeps its size
 
 
-def write_html(path, text):
+def write_html(path, text, opening=""):
     """Writes `text`, Markdown whose images lie beside `path`, as one HTML file.
 
-    Images become part of the file, tables scroll by themselves on narrow screens, and the colours
-    follow the reader's light or dark setting. HTML in the text, as a data set's name may hold
-    it, is shown as it is written; of images only PNGs below the report's folder are taken.
+    Images become part of the file, tables and images scroll by themselves on narrow screens, and
+    the colours follow the reader's light or dark setting. HTML in the text, as a data set's name
+    may hold it, is shown as it is written; of images only PNGs below the report's folder are taken.
+    `opening` is HTML that stands before the first table.
     """
     path = pathlib.Path(path)
     reader = markdown.Markdown(extensions=["tables"])
     reader.preprocessors.deregister("html_block")
     reader.inlinePatterns.deregister("html")
     body = reader.convert(text)
-    body = re.sub(r'src="([^"]*)"', lambda m: f'src="{_inline(path.parent, m[1])}"', body)
-    body = body.replace("<table>", '<div class="scroll"><table>')
-    body = body.replace("</table>", "</table></div>")
+    body = re.sub(r'src="([^"]*)"', lambda m: _inline(path.parent, m[1]), body)
+    body = body.replace("<p><img", '<p class="scroll figure" tabindex="0"><img')
+    body = body.replace("<table>", f"{TABLE}<table>").replace("</table>", "</table></div>")
+    before, table, after = body.partition(TABLE)
+    body = f"{before}{opening}{table}{after}"
     title = html.escape(text.lstrip("# ").splitlines()[0])
     path.write_text(
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -58,8 +71,11 @@ def write_html(path, text):
 
 
 def _inline(folder, source):
-    """A PNG of the report's folder as a data URI; "" for anything else."""
-    image = (folder / html.unescape(source)).resolve()
-    if image.suffix != ".png" or not image.is_relative_to(folder.resolve()) or not image.is_file():
-        return ""
-    return "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()
+    """`src` and `width` of a PNG of the report's folder, as a data URI; no source for others."""
+    path = (folder / html.unescape(source)).resolve()
+    if path.suffix != ".png" or not path.is_relative_to(folder.resolve()) or not path.is_file():
+        return 'src=""'
+    with Image.open(path) as image:
+        width = max(round(READABLE * image.width), min(image.width, PHONE))
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'src="data:image/png;base64,{data}" width="{width}"'

@@ -89,7 +89,7 @@ def draw_curves(folder, run):
 def introduction(run):
     """What the numbers of a run are."""
     provenance = run.provenance
-    beside = ""
+    beside = f" The paper has no numbers for {provenance['data']}: ours stand alone."
     if load_paper_results(provenance["data"]):
         beside = " The paper's numbers stand beside, and ours less theirs."
         if not is_comparable(run):

@@ -6,6 +6,7 @@ import re
 
 from guided_distill.distill.distillations import round_costs
 from guided_distill.report.curves import save_distance_by_calls, save_round_gaps, save_trade_off
+from guided_distill.report.dial import dial_html, save_film
 from guided_distill.report.grids import save_strips
 from guided_distill.report.html import write_html
 from guided_distill.report.tables import (
@@ -25,9 +26,9 @@ from guided_distill.system.files import file_sha256, write_json
 from guided_distill.system.processes import first_only
 from guided_distill.system.progress import to_stderr
 
-FILES = (  # that stand beside `results.json`; `nearest.png` may be missing
+FILES = (  # that stand beside `results.json`; the last two may be missing
     "index.html", "report.md", "round_gaps.png", "distance_by_calls.png", "trade_off.png",
-    "comparison.png", "student.png", "nearest.png",
+    "comparison.png", "student.png", "nearest.png", "dial.gif",
 )  # fmt: skip
 STRIP_LENGTH = 10
 CHANCE_FACTOR = 2.0  # accuracy up to so many times chance is taken for chance
@@ -58,13 +59,14 @@ def write_report(folder, results, images, nearest):
         save_strips(folder / "comparison.png", compared, title, prompts)
         dial, title = dial_blocks(images), "One student family: guidance weight by steps"
         save_strips(folder / "student.png", dial, title, prompts)
+        save_film(folder / "dial.gif", images)
     if nearest:
         save_strips(
             folder / "nearest.png", nearest, "Samples and the training images nearest to them"
         )
     text = render_markdown(results, with_nearest=bool(nearest))
     (folder / "report.md").write_text(text, encoding="utf-8")
-    write_html(folder / "index.html", text)
+    write_html(folder / "index.html", text, dial_html(images, STRIP_LENGTH))
     files = {name: file_sha256(folder / name) for name in FILES if (folder / name).exists()}
     write_json(folder / "results.json", results | {"files": files})
 

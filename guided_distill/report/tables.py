@@ -26,9 +26,14 @@ def main_model(models):
     return next(model for model in STUDENTS if model in models)
 
 
+def network_calls(model, num_steps):
+    """Those of one sample in N steps: twice as many of a guided pair."""
+    return num_steps * (2 if model in PAIRS else 1)
+
+
 def calls_label(model, num_steps):
     """'student, 4 calls'."""
-    calls = num_steps * (2 if model in PAIRS else 1)
+    calls = network_calls(model, num_steps)
     return f"{MODEL_NAMES[model]}, {calls} call{'s' if calls > 1 else ''}"
 
 
