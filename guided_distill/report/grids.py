@@ -1,6 +1,7 @@
 """Pictures of samples, as PNG."""
 
 import pathlib
+import textwrap
 import warnings
 
 import matplotlib
@@ -16,6 +17,7 @@ from guided_distill.system.progress import to_stderr
 
 PROMPT_SIZE = 8  # points, of prompts at the foot of a figure
 LETTERS_PER_INCH = 15  # of that size
+NO_BREAK = "\u00a0"
 MIN_IMAGE_SIZE = 32  # pixels; smaller samples are enlarged by a whole factor
 
 
@@ -73,32 +75,28 @@ def save_strips(path, blocks, title, prompts=()):
     lines = -(-len(blocks) // columns)
     most_strips = max(len(block) for block in blocks.values())
     n = max(len(images) for block in blocks.values() for images in block.values())
-    figure, axes = plt.subplots(
-        lines,
-        columns,
-        squeeze=False,
-        figsize=_figure_size(columns, lines, n, most_strips, len(prompts)),
-        layout="constrained",
-    )
+    width = columns * (0.42 * n + 1.9)
+    foot = _numbered(prompts, int(width * LETTERS_PER_INCH))
+    height = lines * (0.42 * most_strips + (0.6 if foot else 0.45)) + 0.4
+    size = width, height + len(foot) * PROMPT_SIZE * 1.35 / 72
+    figure, axes = plt.subplots(lines, columns, squeeze=False, figsize=size, layout="constrained")
     for axis in axes.flat[len(blocks) :]:
         axis.set_axis_off()
     for axis, (name, block) in zip(axes.flat, blocks.items(), strict=False):
         _draw_block(axis, block, n, len(prompts))
         axis.set_title(name, fontsize=10, loc="left")
     figure.suptitle(title, fontsize=12, x=0.01, ha="left")
-    if prompts:
-        letters = int(figure.get_figwidth() * LETTERS_PER_INCH)
-        text = "\n".join(f"{k}  {_cut(prompt, letters)}" for k, prompt in enumerate(prompts, 1))
-        foot = dict(ha="left", fontsize=PROMPT_SIZE, linespacing=1.3, parse_math=False)
-        figure.supxlabel(text, x=0.02, **foot)
+    if foot:
+        style = dict(ha="left", fontsize=PROMPT_SIZE, linespacing=1.3, parse_math=False)
+        figure.supxlabel("\n".join(foot), x=0.02, **style)
     save_figure(figure, path)
 
 
-def _figure_size(columns, lines, n, most_strips, num_prompts):
-    """(width, height) in inches."""
-    numbers = 0.15 if num_prompts else 0.0
-    height = lines * (0.42 * most_strips + 0.45 + numbers) + 0.4
-    return columns * (0.42 * n + 1.9), height + num_prompts * PROMPT_SIZE * 1.35 / 72
+def _numbered(prompts, letters):
+    """Lines of "1 a cat   2 a dog", none longer than so many letters: long prompts are cut."""
+    parts = (f"{k} {_cut(prompt, letters - 3)}" for k, prompt in enumerate(prompts, 1))
+    text = "   ".join(part.replace(" ", NO_BREAK) for part in parts)
+    return textwrap.wrap(text, letters, break_on_hyphens=False)
 
 
 def _draw_block(axis, block, n, num_numbered):
