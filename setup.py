@@ -1,14 +1,16 @@
 """Installs the package, its console script and its extras."""
 
 import pathlib
+import re
 
 from setuptools import find_packages, setup
 
 here = pathlib.Path(__file__).parent
+init = (here / "guided_distill" / "__init__.py").read_text()
 
 setup(
     name="guided_distill",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', init)[1],
     description="Distillation of classifier-free guided diffusion models, in JAX",
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 import guided_distill.distill
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
+    from guided_distill.errors import UserError as UserError
     from guided_distill.jobs.distill import distill as distill
     from guided_distill.jobs.train import train as train
     from guided_distill.models.diffusers_folder import import_diffusers as import_diffusers
@@ -23,6 +26,7 @@ HOMES = {
     "Model": "models.model",
     "Pipeline": "models.pipeline",
     "Sampler": "sampling.sampler",
+    "UserError": "errors",
     "import_diffusers": "models.diffusers_folder",
     "import_function": "models.importing",
     "import_torch": "models.importing",
@@ -39,7 +43,7 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted([*globals(), *HOMES])
+    return sorted([*HOMES, "distill", "__doc__", "__file__", "__name__", "__path__", "__version__"])
 
 
 class _Distill(types.ModuleType):

@@ -2,7 +2,10 @@
 
 import dataclasses
 import importlib
+import importlib.metadata
 import os
+import pathlib
+import platform
 import re
 import signal
 import sys
@@ -49,7 +52,7 @@ JOBS = {"import": "import_model"}  # modules that cannot have their mode's name
 OF_ONE_PROCESS = ("config", "coordinator", "process_id", "compilation_cache")
 OF_EVERY_MODE = (
     "config", "workdir", "mode", "compilation_cache", "distributed", "coordinator",
-    "num_processes", "process_id", "join_timeout", "heartbeat_timeout",
+    "num_processes", "process_id", "join_timeout", "heartbeat_timeout", "version",
 )  # fmt: skip
 NUMBERS = {"w": float, "image_shape": int}  # of flags that are lists
 NAMED = 3  # differences between processes that are told
@@ -218,6 +221,7 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
     "noticed at once.",
     10,
 )
+_VERSION = flags.DEFINE_boolean("version", False, "Says which versions these are, and ends.")
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
     os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.join("~", ".cache", "guided_distill")),
@@ -228,6 +232,9 @@ _CACHE = flags.DEFINE_string(
 def main(argv):
     """Runs the job that the flags describe; returns the exit code."""
     together = False  # Whether all processes of the run end here.
+    if _VERSION.value:
+        print(versions())
+        return 0
     try:
         stop_by_signals()
         if len(argv) > 1:
@@ -254,6 +261,13 @@ def main(argv):
             traceback.print_exc()
         code = fail(trouble) if trouble else EXIT_USER_ERROR
     return processes.leave(code, together=together)
+
+
+def versions():
+    """Those of the package and of what it computes with."""
+    names = "guided_distill", "jax", "jaxlib", "flax", "orbax-checkpoint"
+    found = (f"{name} {importlib.metadata.version(name)}" for name in names)
+    return ", ".join([*found, f"Python {platform.python_version()}"])
 
 
 def stop_by_signals():
@@ -401,7 +415,17 @@ def parse_flags(argv):
         sys.exit(fail("an override names a round that step_two.rounds does not have"))
     except (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
         # A mistake inside the config file comes as a traceback: its last line is the message.
-        sys.exit(fail(f"bad command line or config file: {str(error).strip().splitlines()[-1]}"))
+        reason = str(error).strip().splitlines()[-1]
+        missing = re.search(r"No such file or directory: '(.+\.py)'", reason)
+        if missing:
+            reason = f"there is no {missing[1]}{nearest_file(missing[1])}"
+        sys.exit(fail(f"bad command line or config file: {reason}"))
+
+
+def nearest_file(path):
+    """`nearest` among the files beside a path that is not there, and the project's configs."""
+    folders = {pathlib.Path(path).parent, pathlib.Path("configs")}
+    return nearest(path, sorted(file for folder in folders for file in folder.glob("*.py")))
 
 
 def fail(error):

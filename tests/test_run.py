@@ -287,6 +287,7 @@ def test_a_workdir_that_another_run_writes_is_refused(tmp_path):
 def test_programs_sample_as_the_command_line_does(finished, tmp_path):
     workdir, _ = finished
     sampler = guided_distill.Sampler.load(workdir, num_steps=4)
+    assert "N = 4; ddim; w in [0, 4]; 10 classes" in repr(sampler)
     arrays = sample(workdir, tmp_path / "x.npz", labels=[3, 5], seed=7)
     np.testing.assert_array_equal(sampler.draw([3, 5] * 3, 2.0, seed=7), arrays["samples"])
     images = sampler([3, 5], w=[2.0, 2.0], seed=7)
@@ -445,10 +446,16 @@ def test_empty_workdirs_are_refused(tmp_path):
         (["--mode=report", "--workdir=,"], r"--workdir is missing: name the run's folder"),
         (["--seed=7"], r"--seed means nothing to --mode=train: its config key is seed or evalu"),
         (["--mode=sample", "--out=x.png", "--teacher=y"], r"--teacher means nothing to --mode=sam"),
-        (["--config=nowhere.py"], r"No such file or directory: 'nowhere.py'"),
+        (["--config=nowhere.py"], r"there is no nowhere.py$"),
+        (
+            ["--config=configs/digts.py:smoke"],
+            r"no configs/digts.py \(did you mean configs/digits.py",
+        ),
+        (["--config=digits.py"], r"there is no digits.py \(did you mean configs/digits.py\?\)"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, arguments, message):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     result = subprocess.run(
         command(tmp_path / "run", *arguments), env=environment(),
         cwd=tmp_path, capture_output=True, text=True,
@@ -458,6 +465,19 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, arguments, message)
     assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
     assert re.search(message, lines[0])
     assert not (tmp_path / "run").exists()
+
+
+def test_versions_are_said_in_one_line(tmp_path):
+    main = [sys.executable, "-m", "guided_distill.main", "--version"]
+    said = subprocess.run(main, env=environment(), capture_output=True, text=True, check=True)
+    assert f"guided_distill {guided_distill.__version__}, jax {jax.__version__}" in said.stdout
+    assert said.stdout.count("\n") == 1
+
+
+def test_the_package_shows_what_people_use():
+    shown = [name for name in dir(guided_distill) if not name.startswith("__")]
+    assert {"Model", "Sampler", "UserError", "distill", "load_config", "train"} <= set(shown)
+    assert all(callable(getattr(guided_distill, name)) for name in shown)
 
 
 def start(workdir, *arguments, **kwargs):

@@ -89,6 +89,15 @@ class Sampler:
         """
         return cls(choose_stage(workdir, stage, num_steps), num_steps, **options)
 
+    def __repr__(self) -> str:
+        parts = [self.record["name"], f"N = {self.num_steps}", self.name]
+        if self.record["w_range"]:
+            parts.append("w in [{:g}, {:g}]".format(*self.record["w_range"]))
+        if self.record["num_classes"]:
+            names = ", ".join(self.record["class_names"]) or "by number"
+            parts.append(f"{self.record['num_classes']} classes ({names})")
+        return f"Sampler({'; '.join(parts)})"
+
     def __call__(
         self,
         cond: Any,
