@@ -125,5 +125,6 @@ def make_captions(config):
 def make_smoke(config):
     """A few updates of each stage, from 8 steps."""
     base["make_smoke"](config)
+    config.step_one.prediction = ""  # Of whatever teacher.
     config.w_range = (0.0, 2.0)
     config.step_one.warmup_updates = 5

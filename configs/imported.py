@@ -50,6 +50,7 @@ def get_config(variant=""):
         make_digits(config)
     if variant == "smoke":
         base["make_smoke"](config)
+        config.step_one.prediction = ""  # Of whatever teacher.
         config.evaluation.num_steps = config.evaluation.baseline_num_steps = (1, 4)
     return config
 
