@@ -29,6 +29,7 @@ from guided_distill.jobs import sample as sampling
 from guided_distill.jobs.common import see_data
 from guided_distill.jobs.evaluate import evaluate
 from guided_distill.jobs.measure_images import measure_images
+from guided_distill.report.sheets import CELL_SIDE, GAP
 from guided_distill.run import settings
 from guided_distill.run.settings import read_config
 from guided_distill.system.sharding import make_mesh
@@ -413,13 +414,17 @@ def test_samples_become_pictures_or_stay_latents(run_folder, folders, tmp_path):
         assert file["samples"].shape == (8, *SAMPLE) and "images" not in file
         expected = Decoder(folders / "decoder", SAMPLE, make_mesh())(file["samples"])
     with Image.open(tmp_path / "x.png") as image:
-        sheet = np.asarray(image)[::4, ::4]
-    assert_array_equal(sheet[:8, :8], expected[0])
-    assert_array_equal(sheet[9:17, 9:17], expected[5])
+        sheet = np.asarray(image)
+    # Two lines of four, named on the left; counted from the other end.
+    side, cell = CELL_SIDE, CELL_SIDE + GAP
+    for place, one in enumerate(expected):
+        row, column = divmod(place, 4)
+        top, left = sheet.shape[0] - (2 - row) * cell, sheet.shape[1] - (4 - column) * cell
+        assert_array_equal(sheet[top : top + side : 8, left : left + side : 8], one)
     other = dict(decoder=str(folders / "other"))
     sampling.run(sampling.Request(**ask, **other, out=str(tmp_path / "other.png")))
     with Image.open(tmp_path / "other.png") as image:
-        assert np.abs(np.asarray(image)[::4, ::4].astype(int) - sheet).max() > 20
+        assert np.abs(np.asarray(image).astype(int) - sheet).max() > 20
     with pytest.raises(UserError, match="`decoder` makes pictures of latents, and .npz has"):
         sampling.run(sampling.Request(**ask, **other, out=str(tmp_path / "x.npz")))
 
