@@ -1,5 +1,7 @@
 """How well pictures show their captions, as a CLIP model sees it: 100 · max(cos, 0)."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -46,16 +48,19 @@ class ClipScorer:
 
     def __call__(self, images, captions):
         """100 · max(cos, 0) of uint8 pictures `[n, H, W, C]` with n captions, float64 `[n]`."""
-        params = place(self._clip.image.params, self._mesh)
 
         def embed(batch):
             x = from_channels_last(to_float(batch), "NCHW")
-            return (self._embed_images(params, x),)
+            return (self._embed_images(self._image_params, x),)
 
         images = np.broadcast_to(images, (*images.shape[:3], 3))  # Grey is of three alike.
         (seen,) = apply_over(self._mesh, embed, images, per_device=PER_DEVICE)
         cosines = np.sum(np.asarray(seen, np.float64) * self.embed_captions(captions), axis=-1)
         return 100.0 * np.maximum(cosines, 0.0)
+
+    @functools.cached_property
+    def _image_params(self):
+        return place(self._clip.image.params, self._mesh)
 
     def num_cut(self, captions):
         """How many captions are longer than the network reads."""

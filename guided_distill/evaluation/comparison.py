@@ -75,10 +75,10 @@ class Comparison:
         self.classifier, self.asked, self.sample_shape = classifier, asked, sample_shape
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.clip, self._stores = clip, {}
-        self._compared_by = {}
+        self._captions, self._compared_by = None, {}
         if clip:
-            captions = json_sha256(asked.captions(0, num_samples))
-            self._compared_by = {"clip": clip.name, "captions": captions}
+            self._captions = asked.captions(0, num_samples)
+            self._compared_by = {"clip": clip.name, "captions": json_sha256(self._captions)}
 
     def run(self, contenders, weights):
         """All rows, and the first samples of each.
@@ -203,7 +203,7 @@ class Comparison:
             if store is not None:
                 x = store.read(start, stop)
             others = {name: self._compared(contender, name, w, start, stop) for name in REFERENCES}
-            captions = self.asked.captions(start, stop) if self.clip else None
+            captions = self._captions[start:stop] if self.clip else None
             seen = measurement.add(x, self.asked.read(start, stop), others, captions)
             if start < IMAGES_KEPT:
                 kept.append(seen)

@@ -18,9 +18,8 @@ import numpy as np
 
 from guided_distill.errors import UserError
 from guided_distill.models.function import Function
-from guided_distill.models.pipeline import component_sha256, load_tokenizer
+from guided_distill.models.pipeline import check_component, component_sha256, load_tokenizer
 from guided_distill.system.files import (
-    Damaged,
     check_format,
     file_sha256,
     local_path,
@@ -68,8 +67,7 @@ class Clip:
             )
         check_format(folder, record["format"], FORMAT)
         for name, digest in record["components"].items():
-            if not (folder / name).is_dir() or component_sha256(folder / name) != digest:
-                raise Damaged(f"{folder / name} is not that of {RECORD}: import it again")
+            check_component(folder / name, digest, RECORD)
         image, text = (Function.load(folder / name) for name in (IMAGE, TEXT))
         return cls(record, image, text, folder / TOKENIZER, file_sha256(folder / RECORD))
 

@@ -38,6 +38,7 @@ TOKENIZER_FILES = (
     TOKENIZER_CONFIG, "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json",
     "added_tokens.json",
 )  # fmt: skip
+CONVERT = "CLIPModel.from_pretrained(…).save_pretrained(…)"
 CAPTIONS = ["", "a photo of a cat"]  # of the example that the network is traced with
 
 
@@ -90,7 +91,7 @@ def import_clip(folder: str | pathlib.Path, *, out: str | pathlib.Path) -> pathl
     with quiet_packages(), whole_folder(out) as out:
         pictures = read_preprocessor(folder)
         class_name = _tokenizer_class(folder)
-        variant = _find_weights(folder)
+        variant = find_weights(folder, "transformers", CONVERT)
         clip = load_network(folder, "transformers", "CLIPModel", variant)
         _write_image_tower(folder, clip, pictures, out)
         max_length = _write_text_tower(folder, clip, class_name, out)
@@ -102,15 +103,6 @@ def import_clip(folder: str | pathlib.Path, *, out: str | pathlib.Path) -> pathl
             max_length=max_length,
         )
     return out
-
-
-def _find_weights(folder):
-    if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"{folder} holds its weights as a pickle (.bin), which is never opened here: convert "
-            "it where you trust it, CLIPModel.from_pretrained(…).save_pretrained(…)"
-        )
-    return find_weights(folder, "transformers")
 
 
 def read_preprocessor(folder):

@@ -248,8 +248,10 @@ def _check_schedule(source):
         raise UserError(f"{name} of {source.folder}: {error}") from error
 
 
-def find_weights(folder, package):
+def find_weights(folder, package, convert=""):
     """The variant of the weights to take, None for the full ones; each file is opened.
+
+    `convert` is what makes safetensors of a pickle; "" is that of a diffusers folder.
 
     Raises:
       UserError: where there are none in safetensors, or one is missing or damaged.
@@ -263,12 +265,14 @@ def find_weights(folder, package):
             _check_weights([whole] if whole.exists() else _shards(shards))
             return variant
     if any(folder.glob("*.bin")):
-        source = folder.parent
+        source = str(folder.parent)
+        convert = convert or (
+            f"from diffusers import DiffusionPipeline as P; P.from_pretrained({source!r})"
+            f".save_pretrained({source + '-safe'!r}, safe_serialization=True)"
+        )
         raise UserError(
             f"{folder} holds its weights as a pickle (.bin), which is never opened here: convert "
-            "it where you trust it, from diffusers import DiffusionPipeline as P; "
-            f"P.from_pretrained({str(source)!r}).save_pretrained({str(source) + '-safe'!r}, "
-            "safe_serialization=True)"
+            f"it where you trust it, {convert}"
         )
     raise UserError(f"{folder} has no weights {stem}.safetensors: put back a copy of them")
 

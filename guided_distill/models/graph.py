@@ -120,18 +120,20 @@ class Graph:
 
     def input_width(self, site):
         """Width of what a linear node of `find_sites` is fed."""
-        (node,) = (node for node in self.nodes if node.name == site)
-        return self.params[node.args[1].name].shape[1]
+        return self.params[self._node(site).args[1].name].shape[1]
 
     def output_width(self, site):
         """Width of a node's value, as `run` adds to it."""
-        (node,) = (node for node in self.nodes if node.name == site)
         params = {
             name: jax.ShapeDtypeStruct(spec.shape, spec.dtype) for name, spec in self.params.items()
         }
         up_to = dataclasses.replace(self, output=Ref(NODE, site))
         shape = up_to.output_shape(params, BATCH)
-        return shape[_channel_axis(node, shape)]
+        return shape[_channel_axis(self._node(site), shape)]
+
+    def _node(self, name):
+        (node,) = (node for node in self.nodes if node.name == name)
+        return node
 
     def check_params(self, params):
         """Raises a `UserError` where params are not those of the graph, or are no numbers."""

@@ -129,9 +129,8 @@ def write_denoiser(out, module, example, *, result="", w_range=None, diffusers=N
     if diffusers:
         description["diffusers"] = diffusers
     trained = {name: params[name] for name in graph.trainable}
-    buffers = {name: value for name, value in params.items() if name not in trained}
     parity = _check_parity(module, example, graph, params, result)
-    constants = buffers | {NULL + name: value for name, value in (null or {}).items()}
+    constants = _constants(graph, params, null)
     _write(out, graph, trained, constants, description, w_range, type(module).__name__)
     _tell(out, description, graph, trained, parity)
 
@@ -150,8 +149,7 @@ def import_shapes(module, example, *, out, result="", **roles):
     out = new_folder(out)
     graph, params = _export(module, example, result)
     description, null = describe(graph, params, paths_of(example), **roles)
-    buffers = {name: value for name, value in params.items() if name not in graph.trainable}
-    constants = buffers | {NULL + name: value for name, value in (null or {}).items()}
+    constants = _constants(graph, params, null)
     _write(out, graph, None, constants, description, None, type(module).__name__)
     return out
 
@@ -204,6 +202,13 @@ def _export(module, example, result):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return export_graph(module, example, output=result)
+
+
+def _constants(graph, params, null):
+    """What training does not move, and the null conditioning, by name."""
+    trained = set(graph.trainable)
+    buffers = {name: value for name, value in params.items() if name not in trained}
+    return buffers | {NULL + name: value for name, value in (null or {}).items()}
 
 
 def new_folder(out):

@@ -140,7 +140,7 @@ class Pipeline:
         return {name: evaluate(term, found, len(prompts)) for name, term in terms}
 
     def _function(self, name):
-        """The `Function` of a component, its parameters on the device."""
+        """The `Function` of a component, its parameters on the device and not beside it."""
 
         def load(folder):
             function = Function.load(folder)
@@ -152,10 +152,7 @@ class Pipeline:
         """What `load(folder)` makes of a component, which is read and checked once."""
         if name not in self._loaded:
             folder = self.folder / name
-            if not folder.is_dir():
-                raise Damaged(f"{folder} is missing, which {RECORD} names: import it again")
-            if component_sha256(folder) != self.record["components"][name]:
-                raise Damaged(f"{folder} is not that of {RECORD}: import it again")
+            check_component(folder, self.record["components"][name], RECORD)
             self._loaded[name] = load(folder)
         return self._loaded[name]
 
@@ -193,6 +190,14 @@ def write_pipeline(folder, *, pipeline, latent_shape, image_shape, prompt):
         "components": {path.name: component_sha256(path) for path in found},
     }
     write_json(pathlib.Path(folder) / RECORD, record)
+
+
+def check_component(folder, sha256, record):
+    """Refuses a component's folder that is missing, or not the one that a record names."""
+    if not folder.is_dir():
+        raise Damaged(f"{folder} is missing, which {record} names: import it again")
+    if component_sha256(folder) != sha256:
+        raise Damaged(f"{folder} is not that of {record}: import it again")
 
 
 def component_sha256(folder):

@@ -23,8 +23,6 @@ EMBEDS = {"sin.default", "cos.default", *LOOKUPS}
 JOINED = {"add.Tensor", *JOINS}  # An embedding beside or plus anything is still there.
 SIZES_ALONE = set(CREATION | SIZES) - {"operator.getitem"}  # They look at no entry.
 FREQUENCIES = set(PRODUCTS) - {"linear.default"}  # The time times a table of them is the time.
-
-
 LAYERS = set(PRODUCTS | CONVOLUTIONS)
 
 
@@ -33,8 +31,8 @@ def find_sites(graph, time_input):
     made_of = _made_of(graph, time_input)
     fed = {EMBEDDING: [], TIME: []}
     for node in graph.nodes:
-        kind = made_of.get(first_ref(node), CONSTANT)
-        if is_linear(node) and kind in fed:
+        kind = made_of.get(node.args[0], CONSTANT) if is_linear(node) else CONSTANT
+        if kind in fed:
             fed[kind].append(node.name)
     return fed[EMBEDDING] or fed[TIME]
 
@@ -60,11 +58,6 @@ def layer_of(graph, node):
             if ref.kind == PARAM and len(graph.params[ref.name].shape) > 1:
                 return ref.name.removesuffix(".weight")
     return node.name
-
-
-def first_ref(node):
-    """The first `Ref` of a node's arguments, or None."""
-    return next(refs_of([node.args, node.kwargs]), None)
 
 
 def _embeddings(graph, time_input):

@@ -1,6 +1,5 @@
 """The dial of a report: sliders of w and N over one sheet of samples, without a server."""
 
-import base64
 import io
 import json
 import pathlib
@@ -9,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from guided_distill.report.grids import picture_of
+from guided_distill.report.html import png_uri
 from guided_distill.report.sheets import draw_sheet, names_width
 from guided_distill.report.tables import calls_label, main_model, network_calls
 
@@ -89,7 +89,7 @@ def dial_html(images, length):
     )
     data = json.dumps(facts).replace("<", "\\u003c")
     return f"""<style>{STYLE}
-.dial .strip span {{ background-image: url("{png_uri(sheet)}"); }}</style>
+.dial .strip span {{ background-image: url("{png_uri(png_of(sheet))}"); }}</style>
 <section class="dial" id="dial" aria-label="The dial" style="{sizes}" hidden>
 <div class="knobs">
 {_knob("dial-w", "guidance weight w", facts["weights"])}
@@ -207,11 +207,11 @@ def fit(x, height, width):
     return np.asarray(reduced).reshape(height, width, -1)
 
 
-def png_uri(x):
-    """`[H, W, C]` uint8 as the data URI of a PNG."""
+def png_of(x):
+    """`[H, W, C]` uint8 as the bytes of a PNG."""
     buffer = io.BytesIO()
     picture_of(x).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def _knob(name, title, values):

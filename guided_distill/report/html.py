@@ -77,5 +77,9 @@ def _inline(folder, source):
         return 'src=""'
     with Image.open(path) as image:
         width = max(round(READABLE * image.width), min(image.width, PHONE))
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'src="data:image/png;base64,{data}" width="{width}"'
+    return f'src="{png_uri(path.read_bytes())}" width="{width}"'
+
+
+def png_uri(data):
+    """The bytes of a PNG as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(data).decode()

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 
 from guided_distill.models.operations.refusals import refuse
 
-BILINEAR, NEAREST = 0, 1
-ZEROS, BORDER = 0, 1
+NEAREST, BORDER = 1, 1  # modes; 0 is bilinear, and zeros beyond an edge
 
 
 def _at_points(x, grid, mode, padding, align_corners):
@@ -40,14 +39,16 @@ def _entries(x, at):
     return jnp.moveaxis(jnp.where(inside[..., None], found, 0), -1, 1)
 
 
+def _centres(length, align_corners):
+    """Where the entries of an axis lie in [-1, 1], the first and last at its ends if asked."""
+    if align_corners and length > 1:
+        return 2 * jnp.arange(length, dtype=jnp.float32) / (length - 1) - 1
+    return (2 * jnp.arange(length, dtype=jnp.float32) + 1) / length - 1
+
+
 def _affine_grid(theta, size, align_corners):
     """The grid `[B, …, axes]` of affine maps `[B, axes, axes + 1]` for a picture of `size`."""
-    lines = []
-    for length in size[2:]:
-        steps = 2 * jnp.arange(length, dtype=theta.dtype)
-        lines.append(steps / max(length - 1, 1) - 1 if align_corners else (steps + 1) / length - 1)
-    if align_corners:
-        lines = [jnp.zeros(1, theta.dtype) if len(line) == 1 else line for line in lines]
+    lines = [_centres(length, align_corners) for length in size[2:]]
     points = jnp.stack([*jnp.meshgrid(*lines, indexing="ij")[::-1], jnp.ones(size[2:])], -1)
     return jnp.einsum("...j,bij->b...i", points, theta)
 
