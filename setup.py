@@ -17,7 +17,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["guided_distill", "guided_distill.*"]),
-    package_data={"guided_distill.report": ["paper_results.csv"]},
+    package_data={
+        "guided_distill": ["students/*/*/*"],
+        "guided_distill.report": ["paper_results.csv"],
+    },
     install_requires=(here / "requirements.txt").read_text().split(),
     extras_require={
         "test": [

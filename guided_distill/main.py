@@ -171,7 +171,13 @@ flags.DEFINE_integer("shard_rows", None, "encode_data: rows of each file (defaul
 flags.DEFINE_integer(
     "max_value", None, "encode_data: what is white in pictures of 16 bits (default 65535)."
 )
-flags.DEFINE_enum("format", None, ("diffusers",), "export: what to write (default diffusers).")
+flags.DEFINE_enum(
+    "format",
+    None,
+    ("diffusers", "safetensors", "jax"),
+    "export: what to write: a diffusers folder (default), parameters and card, or these with the "
+    "whole sampler as jax.export artifacts.",
+)
 flags.DEFINE_boolean(
     "link", None, "export: hard links instead of copies of what the student does not change."
 )

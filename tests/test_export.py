@@ -516,3 +516,29 @@ def test_a_folder_in_and_a_folder_out_by_command(tmp_path):
         refused = command(mode="export", workdir="run", **{"num_steps": 2} | flags)
         assert refused.returncode == 1 and message in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
+
+
+ALONE = """
+import sys
+sys.modules["guided_distill"] = None  # As where it is not installed.
+from load import sample
+import numpy as np
+given = np.load(sys.argv[1])
+np.save(sys.argv[2], sample({"encoder_hidden_states": given["cond"]}, w=given["w"], seed=4))
+"""
+
+
+def test_an_imported_student_leaves_with_its_program(sd, tmp_path):
+    out = send(sd / "run", tmp_path / "out", num_steps=4, format="jax")
+    cond = np.random.default_rng(1).standard_normal((5, 9, 12)).astype(np.float32)
+    w = np.array(WEIGHTS, np.float32)
+    np.savez(tmp_path / "given.npz", cond=cond, w=w)
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, tmp_path / "given.npz", tmp_path / "x.npy"],
+        cwd=out, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    ours = Sampler.load(sd / "run", 4).draw({"encoder_hidden_states": cond}, w=w, seed=4)
+    assert_same(np.load(tmp_path / "x.npy"), ours)  # Bit for bit on as many devices.
+    again = Sampler.load(out, 4).draw({"encoder_hidden_states": cond}, w=w, seed=4)
+    assert_array_equal(again, ours)

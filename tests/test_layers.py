@@ -14,8 +14,9 @@ FLOORS = {
     "data": 2,
     "training": 3, "sampling": 3, "evaluation": 3,
     "run": 4, "report": 4,
-    "jobs": 5,
-    "main": 6, "__init__": 6,
+    "export": 5,
+    "jobs": 6,
+    "main": 7, "__init__": 7,
 }  # fmt: skip
 CORE = {"jax", "flax", "optax", "numpy", "guided_distill"}
 STANDARD = {

@@ -16,10 +16,11 @@ from guided_distill.jobs.common import check_counts, eyes_of, image_path
 from guided_distill.report.sheets import save_sheet
 from guided_distill.run import settings
 from guided_distill.sampling.sampler import Sampler, read_labels
-from guided_distill.system.files import local_path, read_json
+from guided_distill.system.files import read_json
 from guided_distill.system.processes import first_only
 from guided_distill.system.progress import to_stderr
 from guided_distill.system.sharding import make_mesh
+from guided_distill.system.workdir import folder_to_sample
 
 MAX_STRIP = 16  # columns of an image with a row per weight, or a column per class
 ARRAYS = ".npz"
@@ -48,7 +49,7 @@ def run(request):
     """Draws samples from a finished stage into an image or an `.npz`."""
     if not request.out:
         raise UserError("`out` is missing: name a file, such as grid.png or samples.npz")
-    config = read_json(local_path(request.workdir, "`workdir`") / "config.json", derived=True)
+    config = read_json(folder_to_sample(request.workdir) / "config.json", derived=True)
     if config is not None:
         data = {"name": "", "path": "", "labels": ""} | config.get("data", {})
         check_outside(ConfigDict(data), request.out, "`out`")

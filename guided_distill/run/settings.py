@@ -421,6 +421,8 @@ def check_devices(config, num_devices):
             "mesh.data=-1 takes what is left"
         )
     for section in ("teacher", "step_one", "step_two"):
+        if section == "teacher" and config.teacher.path:
+            continue  # Trained elsewhere.
         batch_size = config[section].batch_size
         if batch_size % num_devices:
             raise UserError(

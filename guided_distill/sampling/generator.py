@@ -73,21 +73,9 @@ class Generator:
     def __init__(self, model, sampler, *, guided, mesh, batch_size, ancestral_mix=0.3):
         self.batch_size, self._mesh = batch_size, mesh
         self._sharding = batch_sharding(mesh)
-        bind = model.guided if guided else model.denoiser
-        run = choose_run(sampler, model.bound, ancestral_mix)
-        schedule = model.schedule.from_first_time() if sampler == ENCODE else model.schedule
-
-        def draw_noise(sample_key, indices):
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(sample_key, indices)
-            z_1 = jax.vmap(lambda key: jax.random.normal(key, model.sample_shape))(keys)
-            way_key = jax.random.fold_in(sample_key, NOISE_STREAM)
-            return z_1, jax.vmap(jax.random.fold_in, (None, 0))(way_key, indices)
-
-        def sample(params, start, keys, cond, w, num_steps):
-            denoise = bind(params, cond)
-            return run(denoise, start, w, keys, num_steps=num_steps, logsnr_fn=schedule.logsnr)
-
-        self._draw_noise = jax.jit(draw_noise, out_shardings=self._sharding)
+        draw = functools.partial(draw_noise, shape=model.sample_shape)
+        self._draw_noise = jax.jit(draw, out_shardings=self._sharding)
+        sample = sample_with(model, sampler, guided=guided, ancestral_mix=ancestral_mix)
         self._sample = jax.jit(sample)
 
     def place(self, params):
@@ -129,6 +117,27 @@ class Generator:
             )
             outputs.append(to_host(x)[: n - first])
         return np.concatenate(outputs)
+
+
+def draw_noise(sample_key, indices, shape):
+    """(z_1 `[n, *shape]`, keys `[n]` of the noise on the way), functions of key and index alone."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(sample_key, indices)
+    z_1 = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    way_key = jax.random.fold_in(sample_key, NOISE_STREAM)
+    return z_1, jax.vmap(jax.random.fold_in, (None, 0))(way_key, indices)
+
+
+def sample_with(model, sampler, *, guided=False, ancestral_mix=0.3):
+    """`(params, start, keys, cond, w, num_steps) -> x` of a model; arguments as of `Generator`."""
+    bind = model.guided if guided else model.denoiser
+    run = choose_run(sampler, model.bound, ancestral_mix)
+    schedule = model.schedule.from_first_time() if sampler == ENCODE else model.schedule
+
+    def sample(params, start, keys, cond, w, num_steps):
+        denoise = bind(params, cond)
+        return run(denoise, start, w, keys, num_steps=num_steps, logsnr_fn=schedule.logsnr)
+
+    return sample
 
 
 def choose_run(sampler, bound, ancestral_mix):

@@ -17,13 +17,13 @@ from guided_distill.errors import UserError, nearest
 from guided_distill.models.build import model_of
 from guided_distill.sampling.generator import Generators
 from guided_distill.system import sharding
-from guided_distill.system.files import local_path
 from guided_distill.system.workdir import (
     FinishedStage,
     StageFolder,
     family_of,
     find_own_stages,
     find_stages,
+    folder_to_sample,
 )
 
 MAX_SEED = 2**32 - 1
@@ -76,7 +76,8 @@ class Sampler:
         """The sampler of a finished stage.
 
         Args:
-          workdir: of the run.
+          workdir: of the run; or a folder of exported students, or `package:digits` of those that
+            come with the package.
           num_steps: N.
           stage: `teacher`, `step_one`, a distillation such as `step_two/stochastic` or
             `single_w/1` (its student of `num_steps`), or '' for the deterministic students.
@@ -188,6 +189,7 @@ class Sampler:
 
 def choose_stage(workdir, stage, num_steps) -> FinishedStage:
     """The stage that is sampled; arguments as in `Sampler.load`."""
+    workdir = folder_to_sample(workdir)
     # Whether a teacher has a guide, what it taught says.
     own = find_stages(workdir) if stage == "teacher" else find_own_stages(workdir)
     if stage in own:
@@ -196,7 +198,7 @@ def choose_stage(workdir, stage, num_steps) -> FinishedStage:
             check_distilled(num_steps, [has], what="`num_steps`")
         return own[stage]
     if stage in CONTINUOUS:
-        return StageFolder(local_path(workdir, "`workdir`") / stage).finished()
+        return StageFolder(workdir / stage).finished()
     families = {}
     for name, finished in own.items():
         if family_of(name):

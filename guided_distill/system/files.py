@@ -26,6 +26,7 @@ from guided_distill.system.sharding import to_host
 
 TRIES = 2  # of reading what cannot be read at once
 READ_BYTES = 2**24
+PACKAGE = "package:"  # begins the name of students that come with the package
 DIGEST = "digest"  # key of a JSON file's own
 ASYNC_OPTIONS = ocp.AsyncOptions(
     # Where a folder cannot be made, Orbax's other threads would wait 20 minutes for it, and the
@@ -42,8 +43,10 @@ def local_path(path, what):
     """A path that a person gave, `~` expanded.
 
     Raises:
-      UserError: naming `what`, where it lies in another kind of file system.
+      UserError: naming `what`, where it lies in another kind of file system, or in the package.
     """
+    if str(path).startswith(PACKAGE):
+        raise UserError(f"{what} {path} is there to be sampled or exported: name a folder here")
     if "://" in str(path):
         raise UserError(f"{what} {path} is no folder of this machine: mount the bucket, name that")
     return pathlib.Path(path).expanduser()

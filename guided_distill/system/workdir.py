@@ -18,10 +18,13 @@ import pathlib
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from guided_distill.errors import UserError
+from guided_distill.errors import UserError, nearest
 from guided_distill.system.files import (
+    PACKAGE,
     Damaged,
+    check_format,
     copy_file,
     json_sha256,
     load_params,
@@ -34,10 +37,12 @@ from guided_distill.system.locks import hold_lock
 from guided_distill.system.processes import check_shared, first_only, from_first
 from guided_distill.system.tensors import read_tensors
 
-STAGE_PATTERNS = ("*", "step_two/*/*", "*/*/step_one", "*/*/step_two/*/*")
+STAGE_PATTERNS = ("", "*/", "step_two/*/*/", "*/*/step_one/", "*/*/step_two/*/*/")
 RECORD_FILE = "stage.json"
 IMPORTED_FILE = "model.json"  # the record of a model that was imported
-PARAMS_FILE = "params.safetensors"  # its parameters
+PARAMS_FILE = "params.safetensors"  # its parameters, and those of an exported student
+PACKAGED = pathlib.Path(__file__).parents[1] / "students"  # exported ones of small data sets
+EXPORT_FORMAT = 1  # of `exported` in the record of a student that left its run
 GRAPH_FILE, CONSTANTS_FILE = "graph.json", "constants.safetensors"  # and its students' too
 
 
@@ -100,6 +105,16 @@ def imported_record(name, *, schedule, prediction, sample_shape, model):
     }
 
 
+def flat_params(params):
+    """`{name: array}` of nested parameters, for a safetensors file."""
+    return flatten_dict(params, sep="/")
+
+
+def nested_params(flat):
+    """What `flat_params` made flat."""
+    return unflatten_dict(flat, sep="/")
+
+
 class FinishedStage:
     """A stage that is trained: what it is, and its parameters.
 
@@ -122,6 +137,8 @@ class FinishedStage:
           UserError: where they cannot be read now, or are not finite.
         """
         sha256 = self.record["params_sha256"]
+        if self.is_exported:
+            return nested_params(read_tensors(self.path / PARAMS_FILE, sha256))
         if self.is_imported and "held" not in self.record:
             return read_tensors(self.path / PARAMS_FILE, sha256)
         try:
@@ -130,6 +147,11 @@ class FinishedStage:
             raise Damaged(f"{error}: train again to restore it from its checkpoint") from error
         check_finite(params, f"{self.path}/params")
         return params
+
+    @property
+    def is_exported(self):
+        """Whether it left the run that it was trained in."""
+        return "exported" in self.record
 
     @property
     def is_imported(self):
@@ -215,6 +237,8 @@ class StageFolder:
     def find(self):
         """The `FinishedStage` that lies here, None before it is finished."""
         record = read_json(self.path / RECORD_FILE) or read_json(self.path / IMPORTED_FILE)
+        if record and "exported" in record:
+            check_format(self.path, record["exported"], EXPORT_FORMAT)
         return None if record is None else FinishedStage(self.path, record)
 
     def finished(self):
@@ -264,6 +288,21 @@ class StageFolder:
         return os.path.relpath(other.path.resolve(), self.path.resolve())
 
 
+def folder_to_sample(path):
+    """The folder of a run or of exported students; `package:digits` are those in the package.
+
+    Raises:
+      UserError: where the package has none of the name.
+    """
+    if not str(path).startswith(PACKAGE):
+        return local_path(path, "`workdir`")
+    name, known = str(path).removeprefix(PACKAGE), sorted(p.name for p in PACKAGED.iterdir())
+    if name not in known:
+        names = ", ".join(f"{PACKAGE}{one}" for one in known)
+        raise UserError(f"`workdir` {path} is none of {names}{nearest(name, known)}")
+    return PACKAGED / name
+
+
 def is_workdir(folder):
     """Whether a run was begun in a folder: pictures in it are results."""
     try:
@@ -274,14 +313,19 @@ def is_workdir(folder):
 
 
 def find_own_stages(workdir):
-    """`{name: FinishedStage}` of those that lie in the workdir itself."""
+    """`{name: FinishedStage}` of those that lie in the workdir itself.
+
+    Of a folder of exported students, or of one alone, the names are those that they had.
+    """
     workdir = local_path(workdir, "`workdir`")
 
     def names():
-        found = [sorted(workdir.glob(f"{pattern}/{RECORD_FILE}")) for pattern in STAGE_PATTERNS]
+        found = [sorted(workdir.glob(f"{pattern}{RECORD_FILE}")) for pattern in STAGE_PATTERNS]
         return [path.parent.relative_to(workdir).as_posix() for path in sum(found, [])]
 
-    return {name: StageFolder(workdir / name).finished() for name in from_first(names)}
+    found = {name: StageFolder(workdir / name).finished() for name in from_first(names)}
+    exported = {s.record["name"]: s for s in found.values() if s.is_exported}
+    return {name: s for name, s in found.items() if not s.is_exported and name != "."} | exported
 
 
 def find_stages(workdir):

@@ -4,9 +4,8 @@ import json
 import pathlib
 import textwrap
 
-from guided_distill.distill.distillations import distillation_of
+from guided_distill.export.card import origin_of, results_of
 from guided_distill.models.to_diffusers import needs_sigmas
-from guided_distill.report.tables import table
 
 PICTURE_TO_PICTURE = {"StableDiffusionPipeline", "StableDiffusionXLPipeline"}
 LABELS = "class_labels"
@@ -32,7 +31,7 @@ def write_card(path, student, record, results, *, name, w=None):
         _hints(student, record, w),
         "## Where it comes from",
         _origin(student, record),
-        *_results(student, record, results),
+        *results_of(record, student.num_steps, results),
         "## License",
         "Not known here. The base model's license binds this one; add a `license:` line above "
         "before you publish the folder.",
@@ -169,36 +168,5 @@ def _hints(student, record, w):
 
 def _origin(student, record):
     diffusers = student.diffusers
-    low, high = record["w_range"]
-    data = f"{record['data']} (sha256 `{record['data_sha256']}`)" if record["data"] else "not said"
-    lines = [
-        f"- base model: {base_model(diffusers['source'])}, its `{diffusers['component']}` "
-        f"({diffusers['class']})",
-        f"- stage: {record['name']}, N = {student.num_steps}, w in [{low:g}, {high:g}]",
-        f"- data: {data}",
-        f"- parameters: sha256 `{record['params_sha256']}`",
-        "- method: On Distillation of Guided Diffusion Models (Meng et al.), with guided_distill",
-    ]
-    return "\n".join(lines)
-
-
-def _results(student, record, results):
-    """The table of the stage's rows in a run's results, where these are its own."""
-    if results is None:
-        return []
-    provenance = results["provenance"]
-    if provenance["params_sha256"].get(record["name"]) != record["params_sha256"]:
-        return []
-    low, high = record["w_range"]
-    row = distillation_of(record)
-    own = ((row.model if row else "step_one"), student.num_steps)
-    rows = [
-        row
-        for row in results["rows"]
-        if low <= row["w"] <= high
-        and (row["model"] == "teacher" or (row["model"], row["num_steps"]) == own)
-    ]
-    if not any((row["model"], row["num_steps"]) == own for row in rows):
-        return []
-    words = f"Fréchet distance, lower is better. {provenance['distance']}"
-    return ["## Results", textwrap.fill(words, 100), table(rows, "fid", 2)]
+    base = f"{base_model(diffusers['source'])}, its `{diffusers['component']}` "
+    return origin_of(record, student.num_steps, f"{base}({diffusers['class']})")
