@@ -20,27 +20,14 @@ from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from guided_distill.errors import UserError, describe_trouble, nearest  # noqa: E402
+from guided_distill.jobs.modes import MODES, help_text  # noqa: E402
 from guided_distill.system import processes  # noqa: E402
 from guided_distill.system.progress import to_stderr  # noqa: E402
 from guided_distill.training.loop import Interrupted  # noqa: E402
 
 interrupts_as_before()
 
-MODES = (  # each a module of `jobs`, with the `Request` that its flags fill and its `run`
-    "train",
-    "sample",
-    "evaluate",
-    "translate",
-    "report",
-    "prepare_data",
-    "encode_data",
-    "reference_stats",
-    "convert_inception",
-    "compile_check",
-    "import",
-    "export",
-)
-MODES_OF_ONE_PROCESS = (
+OF_ONE_PROCESS = (
     "prepare_data",
     "encode_data",
     "convert_inception",
@@ -54,6 +41,7 @@ OF_EVERY_MODE = (
     "config", "workdir", "mode", "compilation_cache", "distributed", "coordinator",
     "num_processes", "process_id", "join_timeout", "heartbeat_timeout", "version",
 )  # fmt: skip
+HELP = {"-h", "-help", "--help", "-helpshort", "--helpshort"}
 NUMBERS = {"w": float, "image_shape": int}  # of flags that are lists
 NAMED = 3  # differences between processes that are told
 EXIT_USER_ERROR = 1
@@ -67,14 +55,14 @@ _CONFIG = config_flags.DEFINE_config_file(
     "All modes but train take the workdir's own config where none is given.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; the same command resumes it.")
-_MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do (default train).")
 flags.DEFINE_string(
     "stage",
     None,
-    "train: one stage alone (teacher, step_one), a distillation (step_two/stochastic) or one "
-    "round (step_two/0064). sample, export: the model to draw from or to take home (teacher, "
-    "step_one, step_two/stochastic, single_w/1; default: the deterministic student of "
-    "--num_steps).",
+    "train, compile_check: one stage alone (teacher, step_one), a distillation "
+    "(step_two/stochastic) or one round (step_two/0064). sample, export: the model to draw from "
+    "or to take home (teacher, step_one, step_two/stochastic, single_w/1; default: the "
+    "deterministic student of --num_steps).",
 )
 flags.DEFINE_string(
     "teacher",
@@ -100,7 +88,7 @@ flags.DEFINE_enum(
     "sampler",
     None,
     ("", "ddim", "stochastic", "ancestral"),
-    "sample: the sampler; default: the one that the model was made for.",
+    "sample: ddim, stochastic or ancestral (default: what the model was made for).",
 )
 flags.DEFINE_string(
     "decoder",
@@ -135,7 +123,10 @@ flags.DEFINE_list(
     "takes the conditioning of held-out examples in turn.",
 )
 flags.DEFINE_integer(
-    "n", None, "sample: number of samples, over all weights (default 64). translate: of images."
+    "n",
+    None,
+    "sample: number of samples, over all weights (default 64). translate: number of images "
+    "(default 64).",
 )
 flags.DEFINE_integer(
     "seed", None, "sample, translate, encode_data --prompts: seed of the noise (default 0)."
@@ -143,9 +134,11 @@ flags.DEFINE_integer(
 flags.DEFINE_string(
     "out",
     None,
-    "sample: an image (grid.png; of latents through a decoder) or arrays (samples.npz). "
-    "translate: the figure. reference_stats, convert_inception: the .npz to write. "
-    "evaluate --images: JSON. import, export, encode_data: the folder to write.",
+    "sample: what to write, an image (grid.png; of latents through a decoder) or arrays "
+    "(samples.npz). "
+    "translate: the figure to write. reference_stats, convert_inception: the .npz to write. "
+    "evaluate --images, compile_check: JSON to write as well. import, export, encode_data: the "
+    "folder to write.",
 )
 flags.DEFINE_string(
     "from",
@@ -175,8 +168,8 @@ flags.DEFINE_enum(
     "format",
     None,
     ("diffusers", "safetensors", "jax"),
-    "export: what to write: a diffusers folder (default), parameters and card, or these with the "
-    "whole sampler as jax.export artifacts.",
+    "export: diffusers (default), a folder that stock pipelines load; safetensors, parameters and "
+    "card; or jax, these with the whole sampler as jax.export artifacts.",
 )
 flags.DEFINE_boolean(
     "link", None, "export: hard links instead of copies of what the student does not change."
@@ -187,7 +180,8 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "batch_size",
     None,
-    "sample, translate: images per compiled call (default 256). encode_data: those (default 16).",
+    "sample, translate: images per compiled call (default 256). encode_data: images per compiled "
+    "call (default 16).",
 )
 flags.DEFINE_boolean(
     "download", None, "prepare_data: let TensorFlow Datasets fetch what is missing."
@@ -292,7 +286,7 @@ def join_processes():
     alone = (_NUM_PROCESSES.value, _PROCESS_ID.value) == (None, None) and not _COORDINATOR.value
     if alone and not _DISTRIBUTED.value:
         return
-    if _MODE.value in MODES_OF_ONE_PROCESS:
+    if MODES[_MODE.value].alone:
         raise UserError(f"--mode={_MODE.value} is the work of one process: start it without others")
     if _COORDINATOR.value and not re.fullmatch(r".+:\d+", _COORDINATOR.value):
         raise UserError(f"--coordinator must be host:port, got {_COORDINATOR.value}")
@@ -324,7 +318,7 @@ def describe_run():
 
 def run_mode():
     """Runs the job of `--mode` with its flags; returns its exit code, None for 0."""
-    name = JOBS.get(_MODE.value, _MODE.value)
+    name = MODES[_MODE.value].module or _MODE.value
     with interrupts.ending_at_once():
         job = importlib.import_module(f"guided_distill.jobs.{name}")
     return job.run(make_request(job.Request))
@@ -403,8 +397,21 @@ def use_compilation_cache(folder):
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def tell_help(argv):
+    """Prints the help, of one mode where that is named, and ends, if it was asked for."""
+    if not HELP & set(argv[1:]):
+        return
+    words = " ".join(argv[1:])
+    mode = re.search(r"--?mode[= ](\S+)", words)
+    if mode and mode[1] not in MODES:
+        sys.exit(fail(f"--mode is none of {', '.join(MODES)}{nearest(mode[1], MODES)}"))
+    print(help_text(own_flags(), mode[1] if mode else ""))
+    sys.exit(0)
+
+
 def parse_flags(argv):
     """Parses the command line; a mistake there is one line too, not a traceback."""
+    tell_help(argv)
     with interrupts.ending_at_once():
         from guided_distill.run import settings
 

@@ -4,7 +4,7 @@ import dataclasses
 import re
 import textwrap
 
-WIDTH = 100
+WIDTH = 80
 COMMAND = "python -m guided_distill.main"
 EVERY_MODE = "every mode"
 
@@ -92,6 +92,7 @@ def split_help(text):
 
     What names none is of every mode.
     """
+    text = re.sub(r"^<[^>]*>: ", "", text)  # What absl says of an enum.
     names = "|".join(MODES)
     label = rf"(?:^|(?<=[.)] ))((?:{names})(?: --\w+)?(?:, (?:{names})(?: --\w+)?)*): "
     first, *pairs = re.split(label, " ".join(text.split()))
@@ -115,10 +116,11 @@ def help_text(flags, mode=""):
     parts = [] if mode else [_overview()]
     for name in [mode] if mode else MODES:
         example = textwrap.fill(
-            f"{COMMAND} {MODES[name].example}", WIDTH, initial_indent="  ",
+            f"{COMMAND} {MODES[name].example}", WIDTH - 2, initial_indent="  ",
             subsequent_indent="      ", break_long_words=False, break_on_hyphens=False,
         )  # fmt: skip
-        lines = [f"--mode={name}: {MODES[name].does}", "", example.replace("\n", " \\\n"), ""]
+        title = textwrap.fill(f"--mode={name}: {MODES[name].does}", WIDTH)
+        lines = [title, "", example.replace("\n", " \\\n"), ""]
         own = {flag: texts[name] for flag, texts in of_flag.items() if name in texts}
         parts.append("\n".join([*lines, *map(_flag_line, own, own.values())]).rstrip())
     every = {flag: texts[EVERY_MODE] for flag, texts in of_flag.items() if EVERY_MODE in texts}
@@ -128,9 +130,15 @@ def help_text(flags, mode=""):
 
 def _overview():
     width = max(map(len, MODES))
-    lines = [f"  {name:{width}}  {mode.does}" for name, mode in MODES.items()]
-    usage = f"{COMMAND} --config=FILE --workdir=FOLDER [--mode=MODE] [--config.KEY=VALUE ...]"
-    more = "--help --mode=sample tells of that mode alone, --helpfull of every flag there is."
+    below = " " * (width + 4)
+    lines = [
+        textwrap.fill(f"  {name:{width}}  {mode.does}", WIDTH, subsequent_indent=below)
+        for name, mode in MODES.items()
+    ]
+    usage = (
+        f"{COMMAND} --config=FILE --workdir=FOLDER \\\n    [--mode=MODE] [--config.KEY=VALUE ...]"
+    )
+    more = "--help --mode=sample tells of that mode alone, --helpfull of every flag."
     return "\n".join([usage, "", "Modes, train where none is given:", "", *lines, "", more])
 
 

@@ -20,6 +20,8 @@ from guided_distill.training.memory import check_fits, device_memory
 from guided_distill.training.metric_writer import make_metric_writer
 from guided_distill.training.optimizer import learning_rate_at
 
+TOLD = 3  # finished stages that are named
+
 
 class Trainer:
     """Trains a config's stages in a workdir.
@@ -61,6 +63,7 @@ class Trainer:
             elsewhere[stages[0].parent] = teacher
         write_json(self.workdir / "config.json", settings.to_plain(self.config))
         self.check_memory(stages, device_memory(self.mesh.devices.flat[0]))
+        self.tell_stages(stages)
         trained = 0
         with StopSignals() as signals:
             for stage in stages:
@@ -97,6 +100,19 @@ class Trainer:
         left = [stage for stage in stages if self.folder(stage).find() is None]
         for stage in self.programs.kinds(left) if limit is not None else ():
             check_fits(self.programs.program(stage), limit, stage.title)
+
+    def tell_stages(self, stages):
+        """Says how much there is to train, and what of it was finished before."""
+        done = [stage for stage in stages if self.folder(stage).find() is not None]
+        total, before = (
+            sum(stage.optimization["num_updates"] for stage in some) for some in (stages, done)
+        )
+        told = f"{len(stages)} stage{'s' if len(stages) > 1 else ''}, {total:,} updates"
+        if done:
+            told += f"; finished before: {', '.join(stage.title for stage in done[:TOLD])}"
+            told += f" and {len(done) - TOLD} more" if len(done) > TOLD else ""
+            told += f"; {total - before:,} updates to go"
+        to_stderr(told)
 
     def folder(self, stage):
         """Where a stage lies in this workdir."""
@@ -193,10 +209,9 @@ class Trainer:
 
         def on_progress(done, metrics):
             progress(done, loss=metrics["loss"])
-            scalars = metrics | {
-                "learning_rate": rate(done - 1),
-                "images_per_second": progress.images_per_second,
-            }
+            scalars = metrics | {"learning_rate": rate(done - 1)}
+            if progress.images_per_second:  # Not known before the compilation ends.
+                scalars["images_per_second"] = progress.images_per_second
             named = {f"{stage.name}/{name}": value for name, value in scalars.items()}
             self.write_metrics(lambda to: to.write_scalars(self.updates_before + done, named))
 
