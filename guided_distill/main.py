@@ -41,6 +41,7 @@ OF_EVERY_MODE = (
     "config", "workdir", "mode", "compilation_cache", "distributed", "coordinator",
     "num_processes", "process_id", "join_timeout", "heartbeat_timeout", "version",
 )  # fmt: skip
+NO_CONFIG = "--config is missing: name a config file, such as configs/digits.py"
 HELP = {"-h", "-help", "--help", "-helpshort", "--helpshort"}
 NUMBERS = {"w": float, "image_shape": int}  # of flags that are lists
 NAMED = 3  # differences between processes that are told
@@ -385,7 +386,7 @@ def choose_config(workdir):
     if _CONFIG.value is not None:
         return _CONFIG.value
     if workdir is None or _MODE.value == "train":
-        raise UserError("--config is missing: name a config file, such as configs/digits.py")
+        raise UserError(NO_CONFIG)
     return settings.read_config(workdir)
 
 
@@ -413,9 +414,10 @@ def parse_flags(argv):
     """Parses the command line; a mistake there is one line too, not a traceback."""
     tell_help(argv)
     with interrupts.ending_at_once():
-        from guided_distill.run import settings
+        from guided_distill.run import settings, workdir_config
 
     try:
+        argv = workdir_config.add_config(argv)
         settings.check_override_names(argv)
         rest = flags.FLAGS(argv)
         hasattr(_CONFIG.value, "items")  # A file that could not be read raises at first use.
@@ -423,12 +425,17 @@ def parse_flags(argv):
     except UserError as error:
         sys.exit(fail(error))
     except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config."):
+            sys.exit(fail(f"{NO_CONFIG}, for --{error.flagname} to change"))
         sys.exit(fail(f"unknown flag --{error.flagname}{nearest(error.flagname, flags.FLAGS)}"))
     except IndexError:
         sys.exit(fail("an override names a round that step_two.rounds does not have"))
     except (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
         # A mistake inside the config file comes as a traceback: its last line is the message.
         reason = str(error).strip().splitlines()[-1]
+        _, is_ours, ours = reason.partition("guided_distill.errors.UserError: ")
+        if is_ours:
+            sys.exit(fail(ours))
         missing = re.search(r"No such file or directory: '(.+\.py)'", reason)
         if missing:
             reason = f"there is no {missing[1]}{nearest_file(missing[1])}"

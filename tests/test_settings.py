@@ -2,6 +2,7 @@
 
 import pathlib
 import runpy
+import sys
 
 import pytest
 from ml_collections import ConfigDict
@@ -11,7 +12,7 @@ from guided_distill.distill.distillations import ALGORITHMS
 from guided_distill.distill.rounds import step_factors
 from guided_distill.errors import UserError
 from guided_distill.jobs.common import image_path
-from guided_distill.run import settings
+from guided_distill.run import settings, workdir_config
 from guided_distill.run.stages import plan_stages, select_stages
 from guided_distill.system.files import write_json
 
@@ -166,6 +167,15 @@ def test_devices_must_fit_mesh_and_batches():
         settings.check_devices(config, num_devices=4)
 
 
+def test_the_batch_of_a_teacher_that_was_trained_elsewhere_is_nobodys():
+    config = load()
+    config.teacher.batch_size = 30
+    with pytest.raises(UserError, match="teacher.batch_size must divide over 4 devices, got 30"):
+        settings.check_devices(config, num_devices=4)
+    config.teacher.path = "teachers/mine"
+    settings.check_devices(config, num_devices=4)
+
+
 def test_stages_are_planned_in_order_with_what_determines_their_params():
     config = load()
     stages = plan_stages(config)
@@ -282,3 +292,24 @@ def test_a_run_from_before_a_key_was_there_is_read_with_what_it_meant(tmp_path):
     config = settings.read_config(tmp_path)
     settings.check_config(config)
     assert config.data.max_value == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "config"),
+    [
+        ("--mode=evaluate --workdir=run --config.seed=3", True),
+        ("--config.seed=3 -mode=sample --workdir=run", True),
+        ("--mode=evaluate --workdir=run", False),
+        ("--mode=evaluate --config.seed=3", False),
+        ("--mode=evaluate --workdir=run --config=mine.py --config.seed=3", False),
+        ("--workdir=run --config.seed=3", False),
+        ("--mode=train --workdir=run --config.seed=3", False),
+    ],
+)
+def test_overrides_alone_change_the_workdirs_own_config(given, config, monkeypatch):
+    argv = ["main", *given.split()]
+    monkeypatch.setattr(sys, "argv", argv)
+    found = workdir_config.add_config(argv)
+    assert found == sys.argv
+    added = [f"--config={workdir_config.__file__}:run"] if config else []
+    assert found == [argv[0], *added, *argv[1:]]
