@@ -24,7 +24,7 @@ free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s
 pids=()
 for ((k = 0; k < processes; k++)); do
     command=(env JAX_PLATFORMS=cpu
-        XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices_per_process"
+        XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices_per_process"
         "$python" -m guided_distill.main --coordinator="127.0.0.1:${port:-PORT}"
         --num_processes="$processes" --process_id="$k" --join_timeout=60 "${arguments[@]}")
     if [[ $dry_run == true ]]; then
