@@ -60,7 +60,7 @@ _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do (default tra
 flags.DEFINE_string(
     "stage",
     None,
-    "train, compile_check: one stage alone (teacher, step_one), a distillation "
+    "train, plan, compile_check: one stage alone (teacher, step_one), a distillation "
     "(step_two/stochastic) or one round (step_two/0064). sample, export: the model to draw from "
     "or to take home (teacher, step_one, step_two/stochastic, single_w/1; default: the "
     "deterministic student of --num_steps).",
@@ -138,8 +138,8 @@ flags.DEFINE_string(
     "sample: what to write, an image (grid.png; of latents through a decoder) or arrays "
     "(samples.npz). "
     "translate: the figure to write. reference_stats, convert_inception: the .npz to write. "
-    "evaluate --images, compile_check: JSON to write as well. import, export, encode_data: the "
-    "folder to write.",
+    "evaluate --images, plan, compile_check: JSON to write as well. import, export, encode_data: "
+    "the folder to write.",
 )
 flags.DEFINE_string(
     "from",
@@ -193,11 +193,23 @@ flags.DEFINE_string(
     "compile_check: TPUs to compile for, such as v5e:2x4 (needs libtpu, no TPU); '' takes the "
     "devices at hand.",
 )
+flags.DEFINE_string(
+    "devices",
+    None,
+    "plan: kind and number, such as v5e-64, v4-8, h100-8, a100-1; '' times updates on those at "
+    "hand.",
+)
+flags.DEFINE_float(
+    "share", None, "plan: of the devices' peak that is taken to be reached (default 0.4)."
+)
+flags.DEFINE_boolean(
+    "compile", None, "plan: take memory and collectives from the TPU's compiler (needs libtpu)."
+)
 flags.DEFINE_list(
-    "image_shape", None, "compile_check: height,width,channels instead of the data set's own."
+    "image_shape", None, "plan, compile_check: height,width,channels instead of the data set's own."
 )
 flags.DEFINE_integer(
-    "num_classes", None, "compile_check: classes instead of the data set's own.", 1
+    "num_classes", None, "plan, compile_check: classes instead of the data set's own.", 1
 )
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed",

@@ -28,11 +28,12 @@ from guided_distill.jobs import sample as sampling
 from guided_distill.jobs.measure_images import measure_images
 from guided_distill.jobs.train import train
 from guided_distill.run import settings
+from guided_distill.run.costs import evaluation_calls
 from guided_distill.run.settings import read_config
 from guided_distill.run.stages import plan_stages
 from guided_distill.sampling.sampler import read_labels
 from guided_distill.system import workdir as workdir_module
-from guided_distill.system.files import save_params
+from guided_distill.system.files import read_json, save_params
 from guided_distill.system.workdir import FinishedStage, StageFolder
 
 HOLD = """
@@ -94,6 +95,13 @@ def copied(finished, tmp_path):
 def hashes(workdir):
     """params_sha256 of every stage of the tiny run, None where it is not finished."""
     return params_hashes(workdir, STAGES)
+
+
+def test_a_plan_counts_the_network_calls_of_the_evaluation(finished):
+    config = settings.read_config(finished[0])
+    rows = read_json(finished[0] / "report" / "results.json")["rows"]
+    calls = sum(row["network_calls"] * config.evaluation.num_samples for row in rows)
+    assert evaluation_calls(config, plan_stages(config)) == calls
 
 
 def test_each_update_is_compiled_exactly_once_over_all_rounds(finished):

@@ -78,6 +78,12 @@ MODES = {
         "--out=inception.npz",
         alone=True,
     ),
+    "plan": Mode(
+        "says what a recipe takes: operations, memory, hours, disk",
+        "--mode=plan --config=configs/cifar10.py --devices=v5e-8 --image_shape=32,32,3 "
+        "--num_classes=10",
+        alone=True,
+    ),
     "compile_check": Mode(
         "compiles every update for devices that need not be there",
         "--mode=compile_check --config=configs/cifar10.py --topology=v5e:2x4 "

@@ -104,6 +104,10 @@ class StagePrograms:
 
     def lower(self, stage):
         """The stage's update as a program for shapes and layouts alone, on any kind of mesh."""
+        return self.update_of(stage).lower(*self.arguments(stage))
+
+    def arguments(self, stage):
+        """(state, `Given`, batch) of a stage's updates as shapes with their layouts."""
         state, teacher_params, key = self.shapes(stage)
         layout = sharding.batch_sharding(self.mesh)
         size = stage.optimization["batch_size"]
@@ -111,7 +115,7 @@ class StagePrograms:
             lambda one: jax.ShapeDtypeStruct((size, *one.shape), one.dtype, sharding=layout),
             self.example,
         )
-        return self.update_of(stage).lower(state, given_of(stage, key, teacher_params), batch)
+        return state, given_of(stage, key, teacher_params), batch
 
     def program(self, stage):
         """What the stage's update takes of a device, a `Program`: compiled, not run."""
@@ -137,7 +141,7 @@ class StagePrograms:
         key = kind_of(stage)
         if key not in self._updates:
             self._updates[key] = make_update(
-                self._losses(stage),
+                self.losses_of(stage),
                 self.optimizer,
                 name=stage.algorithm or stage.kind,
                 ema_decay=stage.optimization.get("ema_decay"),
@@ -146,7 +150,8 @@ class StagePrograms:
             )
         return self._updates[key]
 
-    def _losses(self, stage):
+    def losses_of(self, stage):
+        """`(params, given, x, cond, keys) -> [B]`: what the stage's update descends."""
         loss_weight = LOSS_WEIGHTS[stage.optimization["loss"]]
         if stage.kind == "teacher":
             label_dropout = stage.optimization["label_dropout"]

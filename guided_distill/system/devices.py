@@ -58,7 +58,7 @@ def _gpu(title, bfloat16, tf32, memory):
 
 
 KINDS = {
-    "v4": _tpu("TPU v4", "TPU v4", 275.0, 32, CUBES),
+    "v4": _tpu("TPU v4", "TPU v4", 275.0, 32, CUBES),  # a chip: a megacore of two
     "v5e": _tpu("TPU v5e", "TPU v5 lite", 197.0, 16, FLAT),
     "v5p": _tpu("TPU v5p", "TPU v5", 459.0, 95, CUBES),
     "v6e": _tpu("TPU v6e", "TPU v6 lite", 918.0, 32, FLAT),

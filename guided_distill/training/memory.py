@@ -5,18 +5,15 @@ import re
 import jax
 
 from guided_distill.errors import UserError
+from guided_distill.system.devices import GIB, KINDS
 
-GIB = 2**30
 # Of one device, where it is described and not there to be asked.
-TPU_MEMORY = {
-    "TPU v2": 8 * GIB,
-    "TPU v3": 16 * GIB,
-    "TPU v4": 16 * GIB,  # of a core; a megacore has both
-    "TPU v5 lite": 16 * GIB,
-    "TPU v5": 95 * GIB,
-    "TPU v6 lite": 32 * GIB,
-}
-COMPILER_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm")
+TPU_MEMORY = {kind.jax_kind: kind.memory for kind in KINDS.values() if kind.topologies}
+TPU_MEMORY |= {"TPU v2": 8 * GIB, "TPU v3": 16 * GIB}
+COMPILER_OUT_OF_MEMORY = re.compile(
+    r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm"
+    r"|temporaries \(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)"
+)
 WAYS_OUT = (
     "take memory.remat=full, a larger memory.gradient_accumulation or mesh.fsdp, "
     "model.dtype=bfloat16 or a smaller batch"
@@ -55,6 +52,7 @@ def compile_to_fit(lowered, what):
         match = COMPILER_OUT_OF_MEMORY.search(str(error))
         if match is None:
             raise
+        takes, has = filter(None, match.groups())
         raise UserError(
-            f"{what}: an update takes {match[1]} of a device, which has {match[2]}: {WAYS_OUT}"
+            f"{what}: an update takes {takes} of a device, which has {has}: {WAYS_OUT}"
         ) from error

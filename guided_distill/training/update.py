@@ -135,6 +135,11 @@ class CompiledUpdate:
     def __call__(self, state, *args):
         return self._jit(state)(state, *args)
 
+    @property
+    def function(self):
+        """What is compiled, as it is traced."""
+        return self._update
+
     def lower(self, state, *args):
         """The program of arguments of which only shapes and layouts are known, not compiled yet."""
         return self._jit(state).lower(state, *args)
