@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,49 @@ class UpdateCosts:
         return sum(self.flops.values())
 
 
+@dataclasses.dataclass(frozen=True)
+class UpdateParts:
+    """One kind of update, and what it is made of, each as a function of its own.
+
+    Attributes:
+      student: `(params, z, logsnr, w, cond)`, the student's network alone.
+      losses: `(params, given, x, cond, keys)`, with the teacher's passes.
+      gradient: `(params, given, examples)`, backwards too.
+      update: `(state, given, batch)`, with the optimizer.
+    """
+
+    student: Callable
+    losses: Callable
+    gradient: Callable
+    update: Callable
+
+
+def parts_of(programs, stage):
+    """The `UpdateParts` of a stage of `StagePrograms`."""
+    model, losses = programs.model_of(stage), programs.losses_of(stage)
+    row = ALGORITHMS.get(stage.algorithm)
+
+    def student(params, z, logsnr, w, cond):
+        learns_pair = row is not None and row.learns_pair
+        halves = model.pair(params, cond) if learns_pair else (model.denoiser(params, cond),)
+        return [half(z, logsnr, w) for half in halves]
+
+    def gradient(params, given, examples):
+        return batch_gradient(lambda p, *each: losses(p, given, *each), params, examples)
+
+    return UpdateParts(student, losses, gradient, programs.update_of(stage).function)
+
+
+def split(student, losses, gradient, update):
+    """`{part: amount}` of an update, given the amounts of the functions of `UpdateParts`."""
+    return {
+        "teacher": losses - student,
+        "student": student,
+        "backward": gradient - losses,
+        "optimizer": update - gradient,
+    }
+
+
 def update_costs(config, models, example, stage, num_devices):
     """The `UpdateCosts` of a stage's updates.
 
@@ -46,42 +90,25 @@ def update_costs(config, models, example, stage, num_devices):
       stage: `Stage`.
       num_devices: that share the batch.
     """
-    programs, local, parts = of_one_device(config, models, example, stage, num_devices)
+    programs, local, times = of_one_device(config, models, example, stage, num_devices)
+    parts = parts_of(programs, local)
     state, given, (x, cond) = programs.arguments(local)
-    losses, bind = programs.losses_of(local), programs.model_of(local).denoiser
-    row = ALGORITHMS.get(stage.algorithm)
-    if row and row.learns_pair:
-        bind = programs.model_of(local).pair
-    x, cond = jax.eval_shape(as_learnt, x), jax.eval_shape(widen, cond)
+    z, cond = jax.eval_shape(as_learnt, x), jax.eval_shape(widen, cond)
     one = jax.ShapeDtypeStruct((x.shape[0],), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), x.shape[0]))
-
-    def forward(params, z, logsnr, w, cond):
-        halves = bind(params, cond)
-        halves = halves if isinstance(halves, tuple) else (halves,)
-        return [half(z, logsnr, w) for half in halves]
-
-    def descend(params, given, examples):
-        return batch_gradient(lambda p, *each: losses(p, given, *each), params, examples)
-
-    update = programs.update_of(local).function
-    whole = count_flops(update, state, given, (x, cond))
-    gradient = count_flops(descend, state.params, given, (x, cond, keys))
-    forwards = count_flops(losses, state.params, given, x, cond, keys)
-    student = count_flops(forward, state.params, x, one, one, cond)
-    flops = {
-        "teacher": forwards - student,
-        "student": student,
-        "backward": gradient - forwards,
-        "optimizer": whole - gradient,
-    }
+    flops = split(
+        student=count_flops(parts.student, state.params, z, one, one, cond),
+        losses=count_flops(parts.losses, state.params, given, z, cond, keys),
+        gradient=count_flops(parts.gradient, state.params, given, (z, cond, keys)),
+        update=count_flops(parts.update, state, given, (x, cond)),
+    )
     held = state_bytes(config, state, given.teacher_params, num_devices)
     return UpdateCosts(
         {
-            part: num_devices * count * (1 if part == "optimizer" else parts)
+            part: num_devices * count * (1 if part == "optimizer" else times)
             for part, count in flops.items()
         },
-        held | {"activations": live_bytes(update, state, given, (x, cond))},
+        held | {"activations": live_bytes(parts.update, state, given, (x, cond))},
     )
 
 
