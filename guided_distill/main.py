@@ -60,7 +60,7 @@ _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do (default tra
 flags.DEFINE_string(
     "stage",
     None,
-    "train, plan, compile_check: one stage alone (teacher, step_one), a distillation "
+    "train, plan, benchmark, compile_check: one stage alone (teacher, step_one), a distillation "
     "(step_two/stochastic) or one round (step_two/0064). sample, export: the model to draw from "
     "or to take home (teacher, step_one, step_two/stochastic, single_w/1; default: the "
     "deterministic student of --num_steps).",
@@ -138,8 +138,8 @@ flags.DEFINE_string(
     "sample: what to write, an image (grid.png; of latents through a decoder) or arrays "
     "(samples.npz). "
     "translate: the figure to write. reference_stats, convert_inception: the .npz to write. "
-    "evaluate --images, plan, compile_check: JSON to write as well. import, export, encode_data: "
-    "the folder to write.",
+    "evaluate --images, plan, benchmark, compile_check: JSON to write as well. import, export, "
+    "encode_data: the folder to write.",
 )
 flags.DEFINE_string(
     "from",
@@ -205,11 +205,21 @@ flags.DEFINE_float(
 flags.DEFINE_boolean(
     "compile", None, "plan: take memory and collectives from the TPU's compiler (needs libtpu)."
 )
+flags.DEFINE_string(
+    "against",
+    None,
+    "benchmark: module:function, which is given (rehearsal, stage) and makes what does one update "
+    "of another implementation, timed in turn with ours.",
+)
+flags.DEFINE_string("profile", None, "benchmark: folder for a profile, which TensorBoard opens.")
+flags.DEFINE_integer("rounds", None, "benchmark: times that each is timed (default 10).")
 flags.DEFINE_list(
-    "image_shape", None, "plan, compile_check: height,width,channels instead of the data set's own."
+    "image_shape",
+    None,
+    "plan, benchmark, compile_check: height,width,channels instead of the data set's own.",
 )
 flags.DEFINE_integer(
-    "num_classes", None, "plan, compile_check: classes instead of the data set's own.", 1
+    "num_classes", None, "plan, benchmark, compile_check: classes instead of the data set's own.", 1
 )
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed",

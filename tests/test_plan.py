@@ -131,7 +131,7 @@ def test_updates_at_hand_are_compiled_and_timed(capfd):
     config = small(step_one__batch_size=64, step_two__batch_size=64, teacher__batch_size=64)
     assert plan.run(ask(config, stage="step_one")) == 0
     told = capfd.readouterr().out
-    assert "8 x cpu, at hand" in told and "timed, 3 updates" in told
+    assert "8 x cpu, at hand" in told and "timed, the median of 5" in told
     assert "memory: the compiled update" in told and "evaluation" not in told.split("in all")[0]
 
 

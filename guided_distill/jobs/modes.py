@@ -84,6 +84,11 @@ MODES = {
         "--num_classes=10",
         alone=True,
     ),
+    "benchmark": Mode(
+        "times updates, in parts, and sampling, on the devices at hand",
+        "--mode=benchmark --config=configs/digits.py --stage=step_two --profile=profile",
+        alone=True,
+    ),
     "compile_check": Mode(
         "compiles every update for devices that need not be there",
         "--mode=compile_check --config=configs/cifar10.py --topology=v5e:2x4 "

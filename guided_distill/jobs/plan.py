@@ -1,11 +1,9 @@
 """The job `plan`: what a recipe takes, before it is paid for: operations, memory, hours, disk."""
 
 import dataclasses
-import time
 from typing import Any
 
 import jax
-import numpy as np
 
 from guided_distill.errors import UserError
 from guided_distill.jobs.compile_check import check_stage, find_devices, models_and_example
@@ -14,8 +12,8 @@ from guided_distill.report.tables import align
 from guided_distill.run import settings
 from guided_distill.run.costs import call_flops, evaluation_calls, update_costs
 from guided_distill.run.programs import StagePrograms, kind_of
+from guided_distill.run.rehearsal import SAMPLING_STEPS, Rehearsal, middle, time_each
 from guided_distill.run.stages import first_teacher, plan_stages, stages_asked
-from guided_distill.sampling.generator import sample_with
 from guided_distill.system import sharding
 from guided_distill.system.devices import GIB, KINDS, parse_devices
 from guided_distill.system.files import output_path, write_json
@@ -23,7 +21,7 @@ from guided_distill.system.progress import in_clock, to_stderr, to_stdout
 from guided_distill.training.memory import device_memory
 
 SHARE = 0.4  # of the peak, unless asked otherwise: what well-tuned networks of this kind reach
-TIMED_UPDATES = 3
+TIMED = 5  # calls of each, after the first
 EVALUATION = "evaluation"
 PARTS = ("teacher", "student", "backward", "optimizer")
 HELD = ("params", "optimizer", "average", "teacher", "activations")
@@ -94,7 +92,7 @@ def choose_target(request):
         title = f"{count} x {device.device_kind}, at hand"
         if request.compile:
             raise UserError("`compile` is for `devices` that are not there: updates here are timed")
-        return Target(title, count, device_memory(device), None, f"timed, {TIMED_UPDATES} updates")
+        return Target(title, count, device_memory(device), None, f"timed, the median of {TIMED}")
     name, count = parse_devices(request.devices)
     kind, dtype = KINDS[name], request.config.model.dtype
     if request.compile and not kind.topologies:
@@ -118,9 +116,7 @@ def make_plan(request, target):
     of_kind = {}
     for stage in stages:
         of_kind.setdefault(kind_of(stage), []).append(stage)
-    rows = [
-        plan_update(request, target, models, example, same, teacher) for same in of_kind.values()
-    ]
+    rows = [plan_update(request, target, models, example, same) for same in of_kind.values()]
     flops = call_flops(models[1], example)
     calls = evaluation_calls(config, plan_stages(config, teacher)) if not request.stage else 0
     return {
@@ -129,12 +125,12 @@ def make_plan(request, target):
         "mesh": {"data": target.count // config.mesh.fsdp, "fsdp": config.mesh.fsdp},
         "params": count_params(jax.eval_shape(models[1].init, jax.random.key(0))),
         "updates": rows,
-        "evaluation": plan_evaluation(request, target, models[1], example, calls, flops),
+        "evaluation": plan_evaluation(request, target, models, example, calls, flops),
         "disk_bytes": sum(row["disk_bytes"] for row in rows),
     }
 
 
-def plan_update(request, target, models, example, stages, teacher):
+def plan_update(request, target, models, example, stages):
     """One row of a plan: the stages that share one compiled update."""
     config, stage = request.config, stages[0]
     to_stderr(f"{stage.name}: counting")
@@ -153,7 +149,10 @@ def plan_update(request, target, models, example, stages, teacher):
     if request.compile or target.rate is None:
         row |= compiled(request, target, models, example, stage)
     if target.rate is None:
-        seconds = time_update(config, models, example, stage, teacher)
+        timed = time_each(
+            {"update": Rehearsal(config, models, example).updating(stage)}, rounds=TIMED
+        )
+        seconds = middle(timed["update"])
     return row | {
         "seconds": seconds * num_updates,
         "seconds_from": target.rate_from,
@@ -181,61 +180,20 @@ def compiled(request, target, models, example, stage):
     }
 
 
-def time_update(config, models, example, stage, teacher):
-    """Seconds of one of a stage's updates on the devices at hand, of several the middle one."""
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    programs = StagePrograms(config, mesh, models, example)
-    teacher_params = None
-    if stage.kind != "teacher":
-        of = models[0] if stage.kind == "step_one" else programs.student_of(stage)
-        teacher_params = sharding.to_host(jax.jit(of.init)(jax.random.key(0)))
-    state = programs.fresh_state(stage, teacher_params)
-    update = programs.bind(stage, teacher_params)
-    layout = sharding.batch_sharding(mesh)
-    size = stage.optimization["batch_size"]
-    batch = jax.tree.map(
-        lambda one: sharding.put(np.zeros((size, *one.shape), one.dtype), layout), example
-    )
-    seconds = []
-    for _ in range(1 + TIMED_UPDATES):
-        started = time.perf_counter()
-        state, _ = jax.block_until_ready(update(state, np.float32(0.0), batch))
-        seconds.append(time.perf_counter() - started)
-    return sorted(seconds[1:])[TIMED_UPDATES // 2]
-
-
-def plan_evaluation(request, target, model, example, calls, flops):
+def plan_evaluation(request, target, models, example, calls, flops):
     """The evaluation's part of a plan: network calls; features are not counted."""
     row = {"network_calls": calls, "flops": calls * flops, "seconds": 0.0}
     if not calls:
         return row
     if target.rate is None:
-        per_call = time_calls(request.config, model, example)
+        size = request.config.evaluation.batch_size
+        size = -(-size // target.count) * target.count
+        draw = Rehearsal(request.config, models, example).sampling(size, guided=False)
+        seconds = middle(time_each({"draw": draw}, rounds=TIMED)["draw"])
+        per_call = seconds / (SAMPLING_STEPS * size)
     else:
         per_call = flops / (target.rate * target.count)
     return row | {"seconds": calls * per_call, "seconds_from": target.rate_from}
-
-
-def time_calls(config, model, example):
-    """Seconds of a network call on one of a batch of samples, on the devices at hand."""
-    mesh, steps = sharding.make_mesh(config.mesh.data, config.mesh.fsdp), 4
-    size = -(-config.evaluation.batch_size // mesh.size) * mesh.size
-    layout = sharding.batch_sharding(mesh)
-    params = sharding.place(sharding.to_host(jax.jit(model.init)(jax.random.key(0))), mesh)
-    (shape, cond) = example
-    put = lambda spec: sharding.put(np.zeros((size, *spec.shape), spec.dtype), layout)  # noqa: E731
-    start = sharding.put(np.zeros((size, *shape.shape), np.float32), layout)
-    keys = jax.random.split(jax.random.key(0), size)
-    sample = jax.jit(sample_with(model, "ddim"))
-    w = sharding.put(np.ones(size, np.float32), layout)
-    seconds = []
-    for _ in range(1 + TIMED_UPDATES):
-        started = time.perf_counter()
-        jax.block_until_ready(
-            sample(params, start, keys, jax.tree.map(put, cond), w, np.int32(steps))
-        )
-        seconds.append(time.perf_counter() - started)
-    return sorted(seconds[1:])[TIMED_UPDATES // 2] / (steps * size)
 
 
 def way_out(config, target, costs, row):
