@@ -96,6 +96,7 @@ def get_config():
     config.teacher.learning_rate_decay = "constant"  # constant | linear (to 0)
     config.teacher.warmup_updates = 1_000
     config.teacher.ema_decay = 0.9999
+    config.teacher.weight_decay = 0.0  # AdamW's: share of a parameter, times the learning rate
     config.teacher.loss = "snr_trunc"  # weight of the squared error in x: snr | snr_trunc | v | x
     config.teacher.dropout = 0.0  # rate in the residual blocks; 0 while distilling
     config.teacher.label_dropout = 0.1  # share of examples trained without a label

@@ -59,6 +59,7 @@ def get_config(variant=""):
     config.teacher.learning_rate = 2e-4  # [R]
     config.teacher.warmup_updates = 1_000  # [R]
     config.teacher.ema_decay = 0.9999  # [R]
+    config.teacher.weight_decay = 0.001  # [R] of the teacher alone
     config.teacher.loss = "snr_trunc"  # [R]
     config.teacher.dropout = 0.2  # [R]
     config.teacher.label_dropout = 0.1  # [P] as Ho & Salimans 2022
@@ -66,6 +67,7 @@ def get_config(variant=""):
     config.step_one.num_updates = 100_000  # [O] the paper does not say
     config.step_one.batch_size = 128  # [R]
     config.step_one.learning_rate = 1e-3  # [P] C.2
+    config.step_one.warmup_updates = 1_000  # [O] Adam begins afresh on the teacher's parameters
     config.step_one.ema_decay = 0.9999  # [P] C.2
     config.step_one.loss = "snr"  # [P] C.2
 

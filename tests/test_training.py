@@ -351,3 +351,9 @@ def test_one_changed_number_in_a_record_is_noticed(tmp_path):
         read_json(path)
     path.write_text('{"logsnr_max": 30}')  # As earlier versions wrote it.
     assert read_json(path) == {"logsnr_max": 30}
+
+
+def test_weight_decay_pulls_to_zero_beside_the_gradient():
+    params, direction = {"a": jnp.array([2.0, -4.0])}, {"a": jnp.array([0.3, 0.4])}
+    plain, decayed = descend(params, direction, 0.5), descend(params, direction, 0.5, 0.1)
+    assert_allclose(decayed["a"] - plain["a"], -0.5 * 0.1 * params["a"], rtol=1e-6)

@@ -145,6 +145,7 @@ class StagePrograms:
                 self.optimizer,
                 name=stage.algorithm or stage.kind,
                 ema_decay=stage.optimization.get("ema_decay"),
+                weight_decay=stage.optimization.get("weight_decay", 0.0),
                 augmentations=tuple(self.config.data.augmentations),
                 take_gradient=self._take_gradient(),
             )

@@ -97,6 +97,7 @@ RULES = {
     "teacher.path": PATH,
     "teacher.guide": PATH,
     "teacher.dropout": RATE,
+    "teacher.weight_decay": number(0.0),
     "teacher.label_dropout": number(0.0, 1.0, open_low=True, open_high=True),
     **{f"step_one.{key}": rule for key, rule in LONG_STAGE_RULES.items()},
     "step_one.prediction": choice(("", *CONVERTIBLE)),
@@ -146,7 +147,7 @@ ROUND_SECTIONS = ("step_two", *(name for name in DISTILLATIONS if name != DETERM
 
 
 ADDED_SINCE = {  # earlier workdirs lack them
-    "teacher": {"path": "", "guide": ""},
+    "teacher": {"path": "", "guide": "", "weight_decay": 0.0},
     "data": {"max_value": 0},
     "step_one": {"prediction": ""},
     "evaluation": {"decoder": "", "features": "", "clip": ""},

@@ -83,7 +83,9 @@ def plan_stages(config, teacher=None):
         shared |= {key: teacher.record["config"][key] for key in ("model", "schedule")}
         shared["model"] = shared["model"] | {"dtype": plain["model"]["dtype"]}
     optimization = {
-        key: value for key, value in plain["teacher"].items() if key not in ("path", "guide")
+        key: value
+        for key, value in plain["teacher"].items()
+        if key not in ("path", "guide") and (value or key != "weight_decay")
     }
     stages = [
         Stage(

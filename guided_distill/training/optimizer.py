@@ -18,8 +18,10 @@ def make_optimizer(*, clip_norm, adam_b1, adam_b2, adam_eps):
     )
 
 
-def descend(params, direction, learning_rate):
-    """params − learning_rate · direction."""
+def descend(params, direction, learning_rate, weight_decay=0.0):
+    """params − learning_rate · (direction + weight_decay · params): the decay is AdamW's."""
+    if weight_decay:
+        direction = jax.tree.map(lambda d, p: d + weight_decay * p, direction, params)
     return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
 
 

@@ -43,8 +43,9 @@ class Given:
 
 
 def make_update(
-    losses, optimizer, *, name, ema_decay=None, augmentations=(), take_gradient=batch_gradient
-):
+    losses, optimizer, *, name, ema_decay=None, weight_decay=0.0, augmentations=(),
+    take_gradient=batch_gradient,
+):  # fmt: skip
     """`update_<name>(state, given, batch) -> (state, {"loss", "grad_norm"})`, compiled.
 
     Args:
@@ -52,6 +53,7 @@ def make_update(
       optimizer: of `make_optimizer`.
       name: for the compile log.
       ema_decay: of the average of the parameters; None keeps none.
+      weight_decay: as of `descend`.
       augmentations: names of `data.augment`.
       take_gradient: `batch_gradient` or an `accumulated_gradient`.
 
@@ -69,7 +71,9 @@ def make_update(
             return losses(params, given, *examples)
 
         loss, grads = take_gradient(losses_of, state.params, (x, cond, keys))
-        return apply_gradient(state, loss, grads, optimizer, given.learning_rate, ema_decay)
+        return apply_gradient(
+            state, loss, grads, optimizer, given.learning_rate, ema_decay, weight_decay
+        )
 
     update.__name__ = f"update_{name}"
     return CompiledUpdate(update)
@@ -151,10 +155,10 @@ class CompiledUpdate:
         return self._jitted
 
 
-def apply_gradient(state, loss, grads, optimizer, learning_rate, ema_decay):
+def apply_gradient(state, loss, grads, optimizer, learning_rate, ema_decay, weight_decay=0.0):
     """One optimizer update with the gradient of the mean loss."""
     direction, opt_state = optimizer.update(grads, state.opt_state)
-    params = descend(state.params, direction, learning_rate)
+    params = descend(state.params, direction, learning_rate, weight_decay)
     ema = state.ema
     if ema is not None:
         ema = jax.tree.map(lambda a, p: a + (1.0 - ema_decay) * (p - a), ema, params)
