@@ -17,16 +17,16 @@ from guided_distill.evaluation.nearest import nearest_images
 from guided_distill.evaluation.reference import compute_reference
 from guided_distill.report.grids import save_strips
 from guided_distill.report.html import write_html
-from guided_distill.report.run_report import (
-    _strips,
+from guided_distill.report.run_report import fewest_calls
+from guided_distill.report.run_sections import _strips
+from guided_distill.report.tables import gap_table, table
+from guided_distill.report.words import (
     chance_words,
     distance_name,
     distance_words,
-    fewest_calls,
     prompts_of,
     with_clip_note,
 )
-from guided_distill.report.tables import gap_table, table
 
 TEXT = """# A run: of <digits>
 

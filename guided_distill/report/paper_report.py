@@ -17,8 +17,8 @@ from guided_distill.report.paper_tables import (
     table_3,
     training_costs,
 )
-from guided_distill.report.run_report import distance_name, distance_words, with_clip_note
 from guided_distill.report.tables import COST_WORDS, translation_table
+from guided_distill.report.words import distance_name, distance_words, with_clip_note
 from guided_distill.system.processes import first_only
 
 
