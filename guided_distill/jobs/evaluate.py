@@ -38,12 +38,12 @@ from guided_distill.jobs.common import (
 from guided_distill.jobs.measure_images import measure_images
 from guided_distill.report.run_report import (
     STRIP_LENGTH,
-    distance_words,
     fewest_calls,
     report_is_whole,
     terminal_summary,
     write_report,
 )
+from guided_distill.report.words import distance_words
 from guided_distill.run import settings
 from guided_distill.run.checks import check_data
 from guided_distill.system.files import local_path, read_json
