@@ -102,7 +102,7 @@ for name in sys.argv[1:]:
     from load import about, sample
     sys.path.pop(0)
     found[name] = sample([3, 1, 4, 1, 5], w=[0.0, 1.0, 2.0, 0.5, 4.0], seed=2)
-    found[name + " one"] = sample([3], w=2.0, seed=2, indices=[7])
+    found[name + " two"] = sample([3, 0], w=2.0, seed=2, indices=[7, 2**20])
     for bad in (dict(cond=[3], w=4.5), dict(cond=[3], w=-0.1), dict(cond=[10], w=1.0)):
         try:
             sample(**bad)
@@ -130,12 +130,13 @@ found = {}
 for name, stage in (("ddim", ""), ("stochastic", "step_two/stochastic")):
     sampler = Sampler.load(sys.argv[1], 4, stage=stage)
     found[name] = sampler.draw([3, 1, 4, 1, 5], w=[0.0, 1.0, 2.0, 0.5, 4.0], seed=2)
-    found[name + " one"] = sampler.draw([3], w=2.0, seed=2, indices=[7])
+    found[name + " two"] = sampler.draw([3, 0], w=2.0, seed=2, indices=[7, 2**20])
 np.savez("ours.npz", **found)
 """
 
 
 def test_a_program_draws_the_same_bits_without_the_package(run, programs):
+    """From two samples on: of one alone XLA sums some products in another order."""
     for script, arguments in ((LONE, ["ddim", "stochastic"]), (OURS, [str(run)])):
         done = subprocess.run(
             [sys.executable, "-c", script, *arguments],

@@ -7,7 +7,7 @@ Two functions, each for any number of samples and every platform of `PLATFORMS`:
 
 `cond` is the label `[n]` int32, or arrays by name. Seed and indices are of the noise that a
 stochastic sampler draws on the way; the others leave them unused. What they draw is what `Sampler`
-draws, bit for bit on the CPU.
+draws, on the CPU bit for bit from two samples on.
 """
 
 import json
