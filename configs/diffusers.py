@@ -19,13 +19,17 @@ of 1000 times are asked at those alone, so rounds divide 1000: 200 -> 40 -> 8 ->
 last two rounds are the longest: most is lost there.
 
 Needs, for the parameters, average, Adam's moments and frozen teacher in float32, GiB of each device
-with mesh.fsdp of 1, 8 and 64; activations come on top (`--mode=compile_check` says how much). And
-for all updates of the recipe, hours at 40% of the peak in bfloat16, without the evaluation; the
-operations are those of the traced updates, remat included:
+with mesh.fsdp of 1, 8 and 64; and for all updates of the recipe, and for its evaluation, hours at
+40% of the peak in bfloat16, as `--mode=plan --devices=h100-8` says them, remat included:
 
-           params    fsdp 1     8    64   operations   1 H100   8 H100   v5e-64
-  :sd15    0.86 G      16.0   2.0   0.3       6.9e19       48        6        4
-  :sdxl    2.57 G      47.8   6.0   0.7       2.9e20        -       26       16
+           params    fsdp 1     8    64   operations   1 H100      8 H100      v5e-64
+  :sd15    0.86 G      16.0   2.0   0.3       6.9e19   48 + 35    6 + 4.4    3.8 + 2.8
+  :sdxl    2.57 G      47.8   6.0   0.7       2.9e20        -     26 + 38     16 + 24
+
+Activations come on top, and decide memory.gradient_accumulation. Of :sd15 with 4 examples a device
+and whole parameters the TPU's compiler takes 17.7 GiB of temporaries, more than a v5e has: there
+take mesh.fsdp=8 and memory.gradient_accumulation=2. One H100 takes gradient_accumulation=4 or more
+(`--mode=plan` estimates 230 GiB without).
 
 Variants:
 

@@ -15,11 +15,11 @@ Data: `imagenet2012` of TensorFlow Datasets, whose archives come only by hand, i
 distances on it cannot be compared with the paper's. Preparing needs TensorFlow (`pip install -e
 '.[tf]'`); training does not, and the prepared folder can be copied.
 
-Needs: a pod slice. A forward pass takes 211 GFLOPs a picture (XLA's count), so at 40 % of the
-bfloat16 peak of 64 TPU v4 chips the teacher takes 1.2 days, step one 9 hours and the ten rounds 2.1
-days; of eight H100, 2.6, 0.8 and 4.7 days. The state of a stage takes up to 16 bytes a parameter,
-and its teacher 4: 5.9 GB, which `mesh.fsdp` divides. Activations come on top (batch 2048 over all
-devices).
+Needs: a pod slice. Of 64 TPU v4 `--mode=plan --devices=v4-64 --image_shape=64,64,3
+--num_classes=1000` says, at 40% of their peak: the teacher 28 hours, step one 8.5, the ten rounds
+2.1 days, the evaluation 8 hours; with mesh.fsdp=8 and bfloat16 32.6 GiB of each chip's 32 (an
+estimate, nearly all of it activations), so `--config.memory.gradient_accumulation=2` or
+`--config.memory.remat=full` goes with it; 104 GB of disk.
 
 Comes out: students of 512 steps down to 1, their comparison (`report/index.html`) and the paper's
 tables and figures with its numbers beside the run's (`report/paper.html`); `--mode=report` writes

@@ -142,7 +142,7 @@ def plan_update(request, target, models, example, stages):
         "num_updates": num_updates,
         "flops": costs.flops,
         "bytes": costs.bytes,
-        "memory_from": "shapes; activations estimated from the trace",
+        "memory_from": "shapes; activations, with the gradient, a rough estimate from the trace",
         "disk_bytes": len(stages) * disk_of(costs.bytes, config.mesh.fsdp),
     }
     seconds = costs.total_flops / (target.rate * target.count) if target.rate else None

@@ -26,7 +26,7 @@ class UpdateCosts:
     Attributes:
       flops: `{part: operations}` of all devices together: teacher, student, backward, optimizer.
       bytes: `{part: bytes}` of one device: params, optimizer, average, teacher; and activations,
-        with gradients and what becomes the next state, an estimate.
+        with the gradient, a rough estimate.
     """
 
     flops: dict
@@ -103,12 +103,13 @@ def update_costs(config, models, example, stage, num_devices):
         update=count_flops(parts.update, state, given, (x, cond)),
     )
     held = state_bytes(config, state, given.teacher_params, num_devices)
+    alive = live_bytes(parts.gradient, state.params, given, (z, cond, keys))
     return UpdateCosts(
         {
             part: num_devices * count * (1 if part == "optimizer" else times)
             for part, count in flops.items()
         },
-        held | {"activations": live_bytes(parts.update, state, given, (x, cond))},
+        held | {"activations": alive + held["params"]},
     )
 
 
