@@ -299,6 +299,8 @@ def test_a_run_from_before_a_key_was_there_is_read_with_what_it_meant(tmp_path):
     [
         ("--mode=evaluate --workdir=run --config.seed=3", True),
         ("--config.seed=3 -mode=sample --workdir=run", True),
+        ("--mode sample --workdir run --config.w_range=(0.0,1.0)", True),
+        ("--mode sample --workdir --config.seed=3", False),
         ("--mode=evaluate --workdir=run", False),
         ("--mode=evaluate --config.seed=3", False),
         ("--mode=evaluate --workdir=run --config=mine.py --config.seed=3", False),

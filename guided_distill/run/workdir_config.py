@@ -17,9 +17,7 @@ def add_config(argv):
     Training begins with a config, and is left as it is. `sys.argv`, where overrides are looked for,
     becomes the same.
     """
-    flags = dict(
-        re.match(r"--?([^=]*)=?(.*)", word, re.S).groups() for word in argv if word[:1] == "-"
-    )
+    flags = dict(_flags(argv))
     overrides = any(name.startswith("config.") for name in flags)
     if not overrides or "config" in flags or not flags.get("workdir"):
         return argv
@@ -27,3 +25,12 @@ def add_config(argv):
         return argv
     sys.argv = [*argv[:1], f"--config={__file__}:{flags['workdir']}", *argv[1:]]
     return sys.argv
+
+
+def _flags(argv):
+    """(name, value) of each flag, written `--name=value` or `--name value`."""
+    for word, following in zip(argv, [*argv[1:], "-"], strict=True):
+        match = re.fullmatch(r"--?([^=]+)(?:=(.*))?", word, re.DOTALL)
+        if match:
+            apart = "" if following.startswith("-") else following
+            yield match[1], apart if match[2] is None else match[2]
