@@ -74,7 +74,8 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "num_steps",
     None,
-    "sample, export: N, the number of sampling steps (default 4). translate: N of encoder and "
+    "sample, export: N, the number of sampling steps (default 4, or that of the only student). "
+    "translate: N of encoder and "
     "decoder (default: the fewest that both have). encode_data --prompts: of the teacher "
     "(default 50).",
 )

@@ -79,6 +79,18 @@ def test_an_exported_student_is_the_student(run, tmp_path, capfd):
     assert_array_equal(ours.draw(LABELS, W), Sampler.load(moved, 4).draw(LABELS, W))
 
 
+def test_a_student_alone_is_drawn_from_in_its_own_steps(run, tmp_path):
+    out = send(run, tmp_path / "one", format="safetensors", num_steps=1)
+    assert Sampler.load(out).num_steps == 1 and Sampler.load(run).num_steps == 4
+    sample.run(sample.Request(workdir=str(out), n=10, out=str(tmp_path / "x.npz")))
+    assert np.load(tmp_path / "x.npz")["samples"].shape == (10, 8, 8, 1)
+    assert_array_equal(
+        np.load(tmp_path / "x.npz")["samples"], Sampler.load(run, 1).draw(list(range(10)))
+    )
+    again = send(out, tmp_path / "again", format="safetensors")
+    assert Sampler.load(again).num_steps == 1
+
+
 def test_students_side_by_side_are_told_by_their_steps(run, tmp_path):
     for num_steps in (1, 4):
         send(run, tmp_path / "both" / str(num_steps), num_steps=num_steps, format="safetensors")

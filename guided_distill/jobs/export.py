@@ -6,7 +6,7 @@ from guided_distill.distill.distillations import choose_sampler, is_pair
 from guided_distill.errors import UserError
 from guided_distill.export.diffusers_folder import export_diffusers
 from guided_distill.export.student_folder import export_student
-from guided_distill.sampling.sampler import choose_stage
+from guided_distill.sampling.sampler import choose_stage, steps_of
 from guided_distill.system.files import check_empty, local_path, read_json
 from guided_distill.system.progress import to_stderr
 from guided_distill.system.workdir import folder_to_sample
@@ -20,7 +20,7 @@ class Request:
 
     workdir: str
     stage: str = ""
-    num_steps: int = 4
+    num_steps: int | None = None
     w: tuple[float, ...] = ()
     out: str = ""
     format: str = "diffusers"
@@ -35,12 +35,13 @@ def run(request):
     out = check_out(request.out)
     stage = choose_stage(request.workdir, request.stage, request.num_steps)
     check_student(stage.record)
+    num_steps = steps_of(stage, request.num_steps)
     results = folder_to_sample(request.workdir) / "report" / "results.json"
     results = read_json(results, derived=True)
     if request.format == "diffusers":
         told = export_diffusers(
             stage,
-            request.num_steps,
+            num_steps,
             out,
             w=request.w,
             moved=request.from_,
@@ -50,9 +51,7 @@ def run(request):
     else:
         refuse_meaningless(request)
         with_program = request.format == "jax"
-        told = export_student(
-            stage, request.num_steps, out, with_program=with_program, results=results
-        )
+        told = export_student(stage, num_steps, out, with_program=with_program, results=results)
     to_stderr(told)
 
 

@@ -33,7 +33,7 @@ class Request:
 
     workdir: str
     stage: str = ""
-    num_steps: int = 4
+    num_steps: int | None = None
     w: tuple[float, ...] = (1.0,)
     labels: tuple[str | int, ...] = ()
     n: int | None = None
@@ -54,7 +54,8 @@ def run(request):
         data = {"name": "", "path": "", "labels": ""} | config.get("data", {})
         check_outside(ConfigDict(data), request.out, "`out`")
     out = image_path(request.out, ARRAYS)
-    check_counts(request, "num_steps", "batch_size", *(["n"] if request.n is not None else []))
+    given = [name for name in ("num_steps", "n") if getattr(request, name) is not None]
+    check_counts(request, "batch_size", *given)
     weights = request.w
     n = request.n or -(-DEFAULT_N // len(weights)) * len(weights)
     if n % len(weights):
@@ -81,7 +82,7 @@ def run(request):
     else:
         write_image(out, see, x, weights, names, command_of(request))
     to_stderr(
-        f"{n} samples in {request.num_steps} steps of the {sampler.name} sampler: {request.out}"
+        f"{n} samples in {sampler.num_steps} steps of the {sampler.name} sampler: {request.out}"
     )
 
 

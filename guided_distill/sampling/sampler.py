@@ -27,6 +27,7 @@ from guided_distill.system.workdir import (
 )
 
 MAX_SEED = 2**32 - 1
+DEFAULT_STEPS = 4
 CONTINUOUS = ("teacher", "step_one")  # models of any number of steps
 
 
@@ -71,14 +72,19 @@ class Sampler:
 
     @classmethod
     def load(
-        cls, workdir: str | pathlib.Path, num_steps: int = 4, *, stage: str = "", **options: Any
+        cls,
+        workdir: str | pathlib.Path,
+        num_steps: int | None = None,
+        *,
+        stage: str = "",
+        **options: Any,
     ) -> "Sampler":
         """The sampler of a finished stage.
 
         Args:
           workdir: of the run; or a folder of exported students, or `package:digits` of those that
             come with the package.
-          num_steps: N.
+          num_steps: N; None takes 4, or that of a student which is the only one.
           stage: `teacher`, `step_one`, a distillation such as `step_two/stochastic` or
             `single_w/1` (its student of `num_steps`), or '' for the deterministic students.
           options: `sampler`: `ddim`, `stochastic` or `ancestral`, '' for what the model was made
@@ -88,7 +94,8 @@ class Sampler:
         Raises:
           UserError: where there is no such model, or the sampler does not fit it.
         """
-        return cls(choose_stage(workdir, stage, num_steps), num_steps, **options)
+        chosen = choose_stage(workdir, stage, num_steps)
+        return cls(chosen, steps_of(chosen, num_steps), **options)
 
     def __repr__(self) -> str:
         parts = [self.record["name"], f"N = {self.num_steps}", self.name]
@@ -194,7 +201,7 @@ def choose_stage(workdir, stage, num_steps) -> FinishedStage:
     own = find_stages(workdir) if stage == "teacher" else find_own_stages(workdir)
     if stage in own:
         has = own[stage].record["num_steps"]
-        if has is not None:
+        if None not in (has, num_steps):
             check_distilled(num_steps, [has], what="`num_steps`")
         return own[stage]
     if stage in CONTINUOUS:
@@ -206,8 +213,15 @@ def choose_stage(workdir, stage, num_steps) -> FinishedStage:
             families.setdefault(family, {})[n] = finished
     meant = choose_family(families, stage)
     students = families[meant] if meant else {}
+    if num_steps is None:
+        num_steps = next(iter(students)) if len(students) == 1 else DEFAULT_STEPS
     check_distilled(num_steps, list(students), what="`num_steps`")
     return students[num_steps]
+
+
+def steps_of(stage, num_steps):
+    """N of a `FinishedStage`: its own, or for a model of any N what is asked, 4 by default."""
+    return stage.record["num_steps"] or num_steps or DEFAULT_STEPS
 
 
 def choose_family(families, stage):
