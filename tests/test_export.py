@@ -31,6 +31,7 @@ from torch_networks import network  # noqa: E402
 import guided_distill  # noqa: E402
 from guided_distill.diffusion.ddim import ddim_step  # noqa: E402
 from guided_distill.errors import UserError  # noqa: E402
+from guided_distill.export import diffusers_folder  # noqa: E402
 from guided_distill.jobs import export  # noqa: E402
 from guided_distill.models.imported import slow_rows  # noqa: E402
 from guided_distill.models.model import Model  # noqa: E402
@@ -439,7 +440,7 @@ def test_a_killed_export_leaves_nothing_that_looks_whole(sd, tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(export, "write_tensors", fail)
+        patch.setattr(diffusers_folder, "write_tensors", fail)
         send(sd / "run", tmp_path / "out")
     assert not list(tmp_path.iterdir())
     (tmp_path / "out.partial").mkdir()  # As a kill leaves it.
