@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import time
 from typing import Any
 
@@ -16,13 +17,11 @@ from guided_distill.errors import UserError
 from guided_distill.jobs.compile_check import models_and_example
 from guided_distill.report.tables import align
 from guided_distill.run import settings
-from guided_distill.run.costs import call_flops, split, update_costs
-from guided_distill.run.programs import StagePrograms
+from guided_distill.run.costs import PARTS, call_flops, split, update_costs
 from guided_distill.run.rehearsal import Rehearsal, middle, spread, time_each
 from guided_distill.run.stages import first_teacher, stages_asked
 from guided_distill.system.files import output_path, write_json
 from guided_distill.system.progress import to_stderr, to_stdout
-from guided_distill.system.sharding import batch_sharding
 
 ROUNDS = 10
 WIDE = 0.1  # spread of a quiet machine
@@ -63,14 +62,14 @@ def run(request):
     models, example = models_and_example(request, teacher)
     stages = stages_asked(config, teacher, request.stage)
     rehearsal = Rehearsal(config, models, example)
-    stages = StagePrograms.kinds(rehearsal.programs, stages)
+    stages = rehearsal.programs.kinds(stages)
     with profiled(request.profile):
         found = {
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),
             "dtype": config.model.dtype,
             "rounds": request.rounds,
-            "ceiling_flops": measure_ceiling(config.model.dtype, request.rounds),
+            "ceiling_flops": measure_ceiling(rehearsal, request.rounds),
             "updates": [time_stage(rehearsal, stage, request.rounds, other) for stage in stages],
             "sampling": time_sampling(rehearsal, request.rounds),
             "input_seconds": None if request.image_shape else time_input(config, rehearsal),
@@ -116,12 +115,10 @@ def counting_compilations():
         jax.monitoring.unregister_event_duration_listener(note)
 
 
-def measure_ceiling(dtype, rounds):
+def measure_ceiling(rehearsal, rounds):
     """FLOP/s of a product of large matrices on all devices, the best of several."""
-    count = jax.device_count()
-    mesh = jax.make_mesh((count,), ("data",))
-    layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    a = jax.device_put(jnp.ones((count, SIDE, SIDE), dtype), layout)
+    count, dtype = rehearsal.mesh.size, rehearsal.config.model.dtype
+    a = jax.device_put(jnp.ones((count, SIDE, SIDE), dtype), rehearsal.layout)
     product = jax.jit(lambda a: jnp.einsum("nij,njk->nik", a, a))
     seconds = time_each({"product": lambda: product(a)}, rounds=rounds)["product"]
     return count * 2 * SIDE**3 / min(seconds)
@@ -164,13 +161,11 @@ def time_sampling(rehearsal, rounds):
     A step is the difference between many steps and few, without what is done once for each sample.
     """
     to_stderr("sampling: compiling and timing")
-    size = rehearsal.config.evaluation.batch_size
-    size = -(-size // rehearsal.mesh.size) * rehearsal.mesh.size
     few, many = SAMPLING_STEPS
-    functions = {"forward": rehearsal.forward(size)}
+    functions = {"forward": rehearsal.forward()}
     for name, guided in (("student", False), ("pair", True)):
         for steps in SAMPLING_STEPS:
-            functions[f"{name} {steps}"] = rehearsal.sampling(size, guided=guided, num_steps=steps)
+            functions[f"{name} {steps}"] = rehearsal.sampling(guided=guided, num_steps=steps)
     seconds = time_each(functions, rounds=rounds)
     medians = {name: middle(times) for name, times in seconds.items()}
     step = {
@@ -179,7 +174,7 @@ def time_sampling(rehearsal, rounds):
     }
     start_steps = rehearsal.config.step_two.start_steps
     return {
-        "batch_size": size,
+        "batch_size": rehearsal.sampling_size,
         "spread": max(map(spread, seconds.values())),
         "forward_seconds": medians["forward"],
         "student_step_seconds": step["student"],
@@ -201,14 +196,11 @@ def time_input(config, rehearsal):
         open_dataset(config.data).train,
         batch_size=config.step_two.batch_size,
         seed=0,
-        sharding=batch_sharding(rehearsal.mesh),
+        sharding=rehearsal.layout,
     )
-    seconds = []
-    for update in range(INPUT_BATCHES):
-        started = time.perf_counter()
-        jax.block_until_ready(batches(update))
-        seconds.append(time.perf_counter() - started)
-    return middle(seconds[1:])
+    updates = itertools.count()
+    read = {"input": lambda: batches(next(updates))}
+    return middle(time_each(read, rounds=INPUT_BATCHES)["input"])
 
 
 def describe(found):
@@ -219,14 +211,13 @@ def describe(found):
         f"a product of {SIDE} x {SIDE} matrices: {ceiling / 1e9:,.4g} GFLOP/s, the ceiling",
         "",
     ]
-    parts = ("teacher", "student", "backward", "optimizer")
-    cells = [["ms of an update", "in all", *parts, "examples/s", "of ceiling", "first call"]]
+    cells = [["ms of an update", "in all", *PARTS, "examples/s", "of ceiling", "first call"]]
     cells[0] += ["against"]
     for row in found["updates"]:
         against = row["against_seconds"]
         cells.append(
             [row["update"], f"{1e3 * row['seconds']:.4g}"]
-            + [f"{1e3 * row['parts'][part]:.3g}" for part in parts]
+            + [f"{1e3 * row['parts'][part]:.3g}" for part in PARTS]
             + [f"{row['examples_per_second']:,.4g}"]
             + [f"{row['flops'] / row['seconds'] / ceiling:.0%}"]
             + [f"{row['first_call_seconds']:.1f} s, {row['compilations']} compiled"]

@@ -17,10 +17,11 @@ from guided_distill.report.tables import align
 from guided_distill.run import settings
 from guided_distill.run.programs import StagePrograms, make_models
 from guided_distill.run.stages import first_teacher, stages_asked
+from guided_distill.system.devices import GIB
 from guided_distill.system.files import output_path, write_json
 from guided_distill.system.progress import to_stderr, to_stdout
 from guided_distill.system.sharding import make_mesh
-from guided_distill.training.memory import GIB, check_fits, device_memory
+from guided_distill.training.memory import check_fits, device_memory
 
 # One host of a slice, as far as the compiler asks; it looks for no TPU then.
 LIBTPU_ENVIRONMENT = {

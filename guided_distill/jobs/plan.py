@@ -10,7 +10,7 @@ from guided_distill.jobs.compile_check import check_stage, find_devices, models_
 from guided_distill.models.build import count_params
 from guided_distill.report.tables import align
 from guided_distill.run import settings
-from guided_distill.run.costs import call_flops, evaluation_calls, update_costs
+from guided_distill.run.costs import PARTS, call_flops, evaluation_calls, update_costs
 from guided_distill.run.programs import StagePrograms, kind_of
 from guided_distill.run.rehearsal import SAMPLING_STEPS, Rehearsal, middle, time_each
 from guided_distill.run.stages import first_teacher, plan_stages, stages_asked
@@ -22,8 +22,6 @@ from guided_distill.training.memory import device_memory
 
 SHARE = 0.4  # of the peak, unless asked otherwise: what well-tuned networks of this kind reach
 TIMED = 5  # calls of each, after the first
-EVALUATION = "evaluation"
-PARTS = ("teacher", "student", "backward", "optimizer")
 HELD = ("params", "optimizer", "average", "teacher", "activations")
 
 
@@ -186,11 +184,10 @@ def plan_evaluation(request, target, models, example, calls, flops):
     if not calls:
         return row
     if target.rate is None:
-        size = request.config.evaluation.batch_size
-        size = -(-size // target.count) * target.count
-        draw = Rehearsal(request.config, models, example).sampling(size, guided=False)
+        rehearsal = Rehearsal(request.config, models, example)
+        draw = rehearsal.sampling(guided=False)
         seconds = middle(time_each({"draw": draw}, rounds=TIMED)["draw"])
-        per_call = seconds / (SAMPLING_STEPS * size)
+        per_call = seconds / (SAMPLING_STEPS * rehearsal.sampling_size)
     else:
         per_call = flops / (target.rate * target.count)
     return row | {"seconds": calls * per_call, "seconds_from": target.rate_from}
@@ -233,7 +230,7 @@ def describe(plan):
         f"time: {target['rate_from']}",
         "",
     ]
-    cells = [["update", "updates", "TFLOP each", *(f"{part}" for part in PARTS), "time", "share"]]
+    cells = [["update", "updates", "TFLOP each", *PARTS, "time", "share"]]
     total = sum(row["seconds"] for row in plan["updates"]) + evaluation["seconds"]
     for row in plan["updates"]:
         flops = sum(row["flops"].values())
@@ -246,7 +243,7 @@ def describe(plan):
         calls = f"{evaluation['network_calls']:,}"
         each = evaluation["flops"] / evaluation["network_calls"] / 1e12
         cells.append(
-            [f"{EVALUATION}, calls", calls, f"{each:.4g}", "", "", "", ""]
+            ["evaluation, calls", calls, f"{each:.4g}", "", "", "", ""]
             + [in_hours(evaluation["seconds"]), f"{evaluation['seconds'] / total:.0%}"]
         )
     lines += [align(cells), ""]

@@ -18,6 +18,8 @@ from guided_distill.training.counts import count_flops, live_bytes
 from guided_distill.training.gradient import batch_gradient
 from guided_distill.training.program import shard_bytes
 
+PARTS = ("teacher", "student", "backward", "optimizer")  # of an update
+
 
 @dataclasses.dataclass(frozen=True)
 class UpdateCosts:
@@ -72,12 +74,8 @@ def parts_of(programs, stage):
 
 def split(student, losses, gradient, update):
     """`{part: amount}` of an update, given the amounts of the functions of `UpdateParts`."""
-    return {
-        "teacher": losses - student,
-        "student": student,
-        "backward": gradient - losses,
-        "optimizer": update - gradient,
-    }
+    amounts = (losses - student, student, gradient - losses, update - gradient)
+    return dict(zip(PARTS, amounts, strict=True))
 
 
 def update_costs(config, models, example, stage, num_devices):

@@ -31,6 +31,8 @@ class Rehearsal:
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
         self.layout = sharding.batch_sharding(self.mesh)
         self.programs = StagePrograms(config, self.mesh, models, example)
+        self.sampling_size = sharding.round_up(config.evaluation.batch_size, self.mesh)
+        self._params = {}
 
     def batch(self, size):
         """(x, conditioning) of `size` examples, zeros."""
@@ -44,7 +46,7 @@ class Rehearsal:
         teacher_params = None
         if stage.kind != "teacher":
             of = self.models[0] if stage.kind == "step_one" else self.programs.student_of(stage)
-            teacher_params = sharding.to_host(jax.jit(of.init)(jax.random.key(0)))
+            teacher_params = self._params_of(of)
         state = self.programs.fresh_state(stage, teacher_params)
         if teacher_params is not None:
             teacher_params = sharding.place(teacher_params, self.mesh)
@@ -78,28 +80,36 @@ class Rehearsal:
         }
         return {name: _bound(function, args) for name, (function, args) in calls.items()}
 
-    def sampling(self, size, *, guided, num_steps=SAMPLING_STEPS):
-        """A function that draws `size` samples in `num_steps` steps, of the student or the pair."""
+    def sampling(self, *, guided, num_steps=SAMPLING_STEPS):
+        """A function that draws `sampling_size` samples in so many steps, of student or pair."""
         model = self.models[0] if guided else self.models[1]
-        args = self._sampling_args(model, size)
+        args = self._sampling_args(model)
         return _bound(sample_with(model, "ddim", guided=guided), (*args, np.int32(num_steps)))
 
-    def forward(self, size):
-        """A function that calls the student's network once, on `size` examples."""
+    def forward(self):
+        """A function that calls the student's network once, on `sampling_size` examples."""
         model = self.models[1]
-        params, x, _, cond, w = self._sampling_args(model, size)
+        params, x, _, cond, w = self._sampling_args(model)
 
         def forward(params, x, cond, w):
             return model.denoiser(params, cond)(x, w, w)
 
         return _bound(forward, (params, x, cond, w))
 
-    def _sampling_args(self, model, size):
-        params = sharding.to_host(jax.jit(model.init)(jax.random.key(0)))
+    def _sampling_args(self, model):
+        size = self.sampling_size
         x, cond = self.batch(size)
         keys, w = jax.random.split(jax.random.key(0), size), np.ones(size, np.float32)
         keys, w = jax.device_put((keys, w), self.layout)
-        return sharding.place(params, self.mesh), as_learnt(x), keys, widen(cond), w
+        params = sharding.place(self._params_of(model), self.mesh)
+        return params, as_learnt(x), keys, widen(cond), w
+
+    def _params_of(self, model):
+        """Random parameters of one of the models, drawn once."""
+        if id(model) not in self._params:
+            drawn = jax.jit(model.init)(jax.random.key(0))
+            self._params[id(model)] = sharding.to_host(drawn)
+        return self._params[id(model)]
 
 
 def _bound(function, args):

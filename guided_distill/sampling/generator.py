@@ -15,7 +15,7 @@ from guided_distill.diffusion.samplers import (
 )
 from guided_distill.distill.distillations import ENCODE, choose_sampler, is_pair
 from guided_distill.models.build import model_of
-from guided_distill.system.sharding import batch_sharding, place, put, to_host
+from guided_distill.system.sharding import batch_sharding, place, put, round_up, to_host
 
 NOISE_STREAM = 2**31 - 1  # sets the noise drawn on the way apart from the noise at the start
 
@@ -31,7 +31,7 @@ class Generators:
 
     def __init__(self, mesh, batch_size, ancestral_mix=0.3):
         self.mesh, self.ancestral_mix = mesh, ancestral_mix
-        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self.batch_size = round_up(batch_size, mesh)
         self._made = {}
 
     def of(self, stage, sampler=None):

@@ -26,6 +26,11 @@ def make_mesh(data=-1, fsdp=1, devices=None):
     return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=types, devices=devices)
 
 
+def round_up(batch_size, mesh):
+    """The next batch size that divides over the devices."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
 def replicated(mesh):
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
