@@ -103,7 +103,7 @@ def make_captions(config):
     The teacher's 200 steps show all that 1000 do.
     """
     config.w_range = (0.0, 6.0)
-    config.step_one.num_updates = 6_000
+    config.step_one.num_updates = 20_000
     config.step_one.batch_size = 64
     config.step_one.learning_rate = 2e-3
     config.step_one.learning_rate_decay = "linear"

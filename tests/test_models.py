@@ -14,6 +14,7 @@ from guided_distill.diffusion.guidance import guide
 from guided_distill.diffusion.parameterization import X_FROM_PREDICTION, straight_path
 from guided_distill.models.build import count_params, unet_model
 from guided_distill.models.embeddings import embed_logsnr, embed_w
+from guided_distill.models.group_norm import group_norm
 from guided_distill.models.model import Conditioning, clip_prediction
 from guided_distill.models.student import init_student
 from guided_distill.models.unet import Dropout
@@ -239,3 +240,48 @@ def test_embeddings_tell_neighbouring_values_apart():
         assert features.shape == (41, 32) and np.abs(features).max() <= 1.0
         distances = np.linalg.norm(features[:, None] - features[None], axis=-1)
         assert distances[~np.eye(41, dtype=bool)].min() > 1e-3
+
+
+@pytest.mark.parametrize("swish", [False, True])
+@pytest.mark.parametrize("rows", [1, BATCH], ids=["affine", "film"])
+@pytest.mark.parametrize("axis", [1, -1], ids=["channels_first", "channels_last"])
+def test_group_norm_is_flaxs_with_what_follows_it(axis, rows, swish):
+    """Its value and all three gradients, which it works out by a formula of its own."""
+    x, scale, shift, weight = (
+        jax.random.normal(jax.random.key(k), shape)
+        for k, shape in enumerate([(BATCH, 5, 4, 12), (rows, 12), (rows, 12), (BATCH, 5, 4, 12)])
+    )
+    x = 3.0 * x + 2.0
+    move = lambda array: jnp.moveaxis(array, -1, axis)  # noqa: E731
+
+    def fields(x, scale, shift):
+        norm = nn.GroupNorm(num_groups=3, use_scale=False, use_bias=False, epsilon=1e-6)
+        y = norm.apply({}, x) * scale[:, None, None] + shift[:, None, None]
+        return weight * (nn.swish(y) if swish else y)
+
+    def ours(x, scale, shift):
+        y = group_norm(move(x), scale, shift, groups=3, eps=1e-6, axis=axis, swish=swish)
+        return move(weight) * y
+
+    assert_allclose(ours(x, scale, shift), move(fields(x, scale, shift)), atol=1e-5)
+    slopes = [jax.grad(lambda *args, f=f: f(*args).sum(), (0, 1, 2)) for f in (ours, fields)]
+    for found, expected in zip(*(slope(x, scale, shift) for slope in slopes), strict=True):
+        assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_group_norm_stays_exact_far_from_zero():
+    """Where E[x²] − E[x]² has lost all digits."""
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+    one, zero = jnp.ones((1, 4)), jnp.zeros((1, 4))
+    near, far = (group_norm(x + add, one, zero, 2, 1e-6, -1) for add in (0.0, 4096.0))
+    assert_allclose(far, near, atol=1e-3)
+
+
+def test_group_norm_in_bfloat16_computes_in_float32():
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4)).astype(jnp.bfloat16)
+    one, zero = jnp.ones((1, 4)), jnp.zeros((1, 4))
+    of = lambda x: group_norm(x, one, zero, 2, 1e-6, -1, True)  # noqa: E731
+    exact = of(x.astype(jnp.float32))
+    assert of(x).dtype == jnp.bfloat16
+    assert_array_equal(of(x), exact.astype(jnp.bfloat16))
+    assert jax.grad(lambda x: of(x).astype(jnp.float32).sum())(x).dtype == jnp.bfloat16

@@ -81,7 +81,7 @@ def _jump_loss(
 ):  # fmt: skip
     """Algorithms 2 to 4, which differ in `starts` and in the times `times_of`."""
     w, times, logsnr_t, z_t = _draw(x, keys, starts, times_of, num_steps, w_range, schedule, factor)
-    x_tilde_w = ddim_target((teacher,) * factor, z_t, w, times, schedule.logsnr)
+    x_tilde_w = ddim_target(teacher, z_t, w, times, schedule.logsnr)
     return weighted_mse(student(z_t, logsnr_t, w), x_tilde_w, loss_weight(logsnr_t))
 
 
@@ -99,10 +99,10 @@ def two_student_loss(
     def guided(z, logsnr, w):
         return guide(*(half(z, logsnr, w) for half in teacher), w)
 
-    z_mid = ddim_path((guided,) * (factor - 1), z_t, w, times[:-1], schedule.logsnr)
+    z_mid = ddim_path(guided, z_t, w, times[:-1], schedule.logsnr)
     loss = jnp.zeros_like(w)
     for student_half, teacher_half in zip(student, teacher, strict=True):
-        z_end = ddim_path((teacher_half,), z_mid, w, times[-2:], schedule.logsnr)
+        z_end = ddim_path(teacher_half, z_mid, w, times[-2:], schedule.logsnr)
         target = x_tilde(z_end, z_t, logsnr_s=schedule.logsnr(times[-1]), logsnr_t=logsnr_t)
         target = jax.lax.stop_gradient(target)
         loss += weighted_mse(student_half(z_t, logsnr_t, w), target, loss_weight(logsnr_t))
@@ -144,35 +144,36 @@ def times_up(i, num_steps, factor):
     return [(i + k / factor) / num_steps for k in range(factor + 1)]
 
 
-def ddim_target(denoisers, z_t, w, times, logsnr_fn):
-    """x̃: what ONE step from times[0] to times[-1] must predict to match the teachers' sub-steps.
+def ddim_target(denoise, z_t, w, times, logsnr_fn):
+    """x̃: what ONE step from times[0] to times[-1] must predict to match the teacher's sub-steps.
 
     Args:
-      denoisers: one denoiser per sub-step.
+      denoise: the teacher.
       z_t: latent at times[0], `[B, H, W, C]`.
       w: guidance weight, `[B]`.
-      times: `len(denoisers) + 1` arrays `[B]`: (t, …, t_end), in either direction.
+      times: (t, …, t_end) of the sub-steps, arrays `[B]`, in either direction.
       logsnr_fn: schedule t -> λ_t.
 
     Returns:
       x̃, `[B, H, W, C]`, never differentiated.
     """
-    z_end = ddim_path(denoisers, z_t, w, times, logsnr_fn)
+    z_end = ddim_path(denoise, z_t, w, times, logsnr_fn)
     logsnr_end, logsnr_t = logsnr_fn(times[-1]), logsnr_fn(times[0])
     return jax.lax.stop_gradient(x_tilde(z_end, z_t, logsnr_s=logsnr_end, logsnr_t=logsnr_t))
 
 
-def ddim_path(denoisers, z_t, w, times, logsnr_fn):
-    """Where DDIM steps with each denoiser in turn lead from z_t: arguments of `ddim_target`."""
-    if len(times) != len(denoisers) + 1:
-        raise ValueError(
-            f"{len(denoisers)} sub-steps need {len(denoisers) + 1} times, got {len(times)}"
-        )
-    logsnrs = [logsnr_fn(time) for time in times]
-    z = z_t
-    for denoise, logsnr_a, logsnr_b in zip(denoisers, logsnrs[:-1], logsnrs[1:], strict=True):
-        z = ddim_step(denoise(z, logsnr_a, w), z, logsnr_t=logsnr_a, logsnr_s=logsnr_b)
-    return z
+def ddim_path(denoise, z_t, w, times, logsnr_fn):
+    """Where DDIM steps lead from z_t: arguments of `ddim_target`.
+
+    A loop, so that the network is compiled once, however many sub-steps there are.
+    """
+
+    def step(z, ends):
+        logsnr_a, logsnr_b = ends
+        return ddim_step(denoise(z, logsnr_a, w), z, logsnr_t=logsnr_a, logsnr_s=logsnr_b), None
+
+    logsnrs = jnp.stack([logsnr_fn(time) for time in times])
+    return jax.lax.scan(step, z_t, (logsnrs[:-1], logsnrs[1:]))[0]
 
 
 def add_noise(x, keys, logsnr_t):

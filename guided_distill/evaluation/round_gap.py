@@ -91,7 +91,7 @@ def compile_gap(model, schedule, factor):
         logsnr_t = logsnr_fn(times[0])
         z_t = add_noise(x, keys, logsnr_t)
         teacher = clip_prediction(model.denoiser(teacher_params, cond), bound)
-        target = ddim_target((teacher,) * factor, z_t, w, times, logsnr_fn)
+        target = ddim_target(teacher, z_t, w, times, logsnr_fn)
         x_hat = model.denoiser(student_params, cond)(z_t, logsnr_t, w)
         return jnp.sqrt(jnp.mean(jnp.square(x_hat - target)))
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from guided_distill.models.embeddings import embed_logsnr, embed_w
+from guided_distill.models.group_norm import group_norm
 
 # What the forward pass keeps of a block for the backward pass; what it drops is computed again.
 REMAT_POLICIES = {
@@ -22,6 +23,7 @@ REMAT_POLICIES = {
 }
 MAX_NORM_GROUPS = 32
 MIN_GROUP_CHANNELS = 4
+NORM_EPS = 1e-6
 
 
 class UNet(nn.Module):
@@ -102,7 +104,7 @@ class UNet(nn.Module):
             if level > 0:
                 h = res_block(h.shape[-1], f"up{level}_resample", "up")(h, emb, dropout_keys)
 
-        h = nn.swish(normalize(h.astype(jnp.float32), jnp.float32, "norm_out"))
+        h = Norm(swish=True, name="norm_out")(h.astype(jnp.float32))
         return zero_conv(z.shape[-1], jnp.float32, "conv_out")(h)
 
     def _embed(self, logsnr, labels, w):
@@ -130,13 +132,12 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x, emb, dropout_keys):
         """`x` `[B, H, W, C]`, `emb` `[B, E]` -> `[B, H', W', features]`."""
-        h = nn.swish(normalize(x, self.dtype, "norm_0"))
+        h = Norm(swish=True, name="norm_0")(x)
         if self.resample:
             x, h = RESAMPLE[self.resample](x), RESAMPLE[self.resample](h)
         h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv_0")(h)
         film = nn.Dense(2 * self.features, dtype=self.dtype, name="film")(nn.swish(emb))
-        scale, shift = jnp.split(film[:, None, None, :], 2, axis=-1)
-        h = nn.swish(normalize(h, self.dtype, "norm_1") * (1 + scale) + shift)
+        h = Norm(swish=True, name="norm_1")(h, film)
         h = Dropout(self.dropout)(h, dropout_keys)
         h = zero_conv(self.features, self.dtype, "conv_1")(h)
         if x.shape[-1] != self.features:
@@ -154,7 +155,7 @@ class Attention(nn.Module):
     def __call__(self, x):
         batch, height, width, channels = x.shape
         head_dim = self.head_dim or channels
-        h = normalize(x, self.dtype, "norm").reshape(batch, height * width, channels)
+        h = Norm(name="norm")(x).reshape(batch, height * width, channels)
         project = lambda name: nn.DenseGeneral(  # noqa: E731
             (channels // head_dim, head_dim), dtype=self.dtype, name=name
         )(h)
@@ -169,6 +170,28 @@ class Attention(nn.Module):
             name="out",
         )(h)
         return x + h.reshape(x.shape)
+
+
+class Norm(nn.Module):
+    """GroupNorm in groups of at least `MIN_GROUP_CHANNELS`, at most `MAX_NORM_GROUPS` of them.
+
+    Then a scale and a shift for each channel, then FiLM's: those of the embedding for each example.
+    """
+
+    swish: bool = False
+
+    @nn.compact
+    def __call__(self, x, film=None):
+        """`x` `[B, H, W, C]`, `film` `[B, 2 C]` or None -> as x; computed in float32."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))[None]
+        shift = self.param("bias", nn.initializers.zeros, (channels,))[None]
+        if film is not None:
+            film_scale, film_shift = jnp.split(film.astype(jnp.float32), 2, axis=-1)
+            scale, shift = scale * (1 + film_scale), shift * (1 + film_scale) + film_shift
+        most = max(1, min(MAX_NORM_GROUPS, channels // MIN_GROUP_CHANNELS))
+        groups = next(n for n in range(most, 0, -1) if channels % n == 0)
+        return group_norm(x, scale, shift, groups, NORM_EPS, -1, self.swish)
 
 
 class Dropout(nn.Module):
@@ -189,14 +212,6 @@ class Dropout(nn.Module):
             )
 
         return jnp.where(jax.vmap(mask)(keys), x / (1.0 - self.rate), 0.0).astype(x.dtype)
-
-
-def normalize(x, dtype, name):
-    """GroupNorm in groups of at least `MIN_GROUP_CHANNELS`, at most `MAX_NORM_GROUPS` of them."""
-    channels = x.shape[-1]
-    most = max(1, min(MAX_NORM_GROUPS, channels // MIN_GROUP_CHANNELS))
-    num_groups = next(n for n in range(most, 0, -1) if channels % n == 0)
-    return nn.GroupNorm(num_groups=num_groups, dtype=dtype, name=name)(x)
 
 
 def zero_conv(features, dtype, name):

@@ -105,10 +105,13 @@ class Rehearsal:
         return params, as_learnt(x), keys, widen(cond), w
 
     def _params_of(self, model):
-        """Random parameters of one of the models, drawn once."""
+        """Random parameters of a model, drawn once; on the host, where nothing is compiled."""
         if id(model) not in self._params:
-            drawn = jax.jit(model.init)(jax.random.key(0))
-            self._params[id(model)] = sharding.to_host(drawn)
+            shapes = jax.eval_shape(model.init, jax.random.key(0))
+            draw = np.random.default_rng(0).standard_normal
+            self._params[id(model)] = jax.tree.map(
+                lambda leaf: (0.02 * draw(leaf.shape, np.float32)).astype(leaf.dtype), shapes
+            )
         return self._params[id(model)]
 
 

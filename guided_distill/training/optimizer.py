@@ -1,6 +1,7 @@
 """Adam after a clip of the averaged gradient; the learning rate comes in as an argument."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -13,9 +14,24 @@ LEARNING_RATE_DECAYS = {
 def make_optimizer(*, clip_norm, adam_b1, adam_b2, adam_eps):
     """Gradient clip to a global norm, then Adam's direction; the rate is applied by `descend`."""
     return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
+        clip_by_global_norm(clip_norm),
         optax.scale_by_adam(b1=adam_b1, b2=adam_b2, eps=adam_eps),
     )
+
+
+def clip_by_global_norm(max_norm):
+    """The gradient times min(1, max_norm / its norm).
+
+    One factor for all arrays, which the moments' own passes apply: optax's clip of that name
+    writes every array once more.
+    """
+
+    def update(grads, state, params=None):
+        del params
+        factor = jnp.minimum(1.0, max_norm / optax.tree.norm(grads))
+        return jax.tree.map(lambda g: factor * g, grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def descend(params, direction, learning_rate, weight_decay=0.0):

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from guided_distill.models.group_norm import group_norm
 from guided_distill.models.operations.reductions import vector_norm
 
 FLOAT32_EPS = float(jnp.finfo(jnp.float32).eps)
@@ -53,8 +54,12 @@ def _per_channel(vector, x):
 
 
 def _group_norm(x, groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
-    grouped = _standardised(x.reshape(x.shape[0], groups, -1), -1, eps).reshape(x.shape)
-    return _affine(grouped, _per_channel(weight, x), _per_channel(bias, x)).astype(x.dtype)
+    table = jnp.ones((1, x.shape[1]))
+    scale, shift = (
+        table * value if vector is None else vector.astype(jnp.float32)[None]
+        for vector, value in ((weight, 1.0), (bias, 0.0))
+    )
+    return group_norm(x, scale, shift, groups, eps, axis=1)
 
 
 def _layer_norm(x, shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
