@@ -15,27 +15,18 @@ from guided_distill.system import interrupts
 
 interrupts_as_before = interrupts.end_at_once()  # until all below is imported, which takes seconds
 
-import jax  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from guided_distill.errors import UserError, describe_trouble, nearest  # noqa: E402
 from guided_distill.jobs.modes import MODES, help_text  # noqa: E402
 from guided_distill.system import processes  # noqa: E402
+from guided_distill.system.compilation import use_compilation_cache  # noqa: E402
 from guided_distill.system.progress import to_stderr  # noqa: E402
 from guided_distill.training.loop import Interrupted  # noqa: E402
 
 interrupts_as_before()
 
-OF_ONE_PROCESS = (
-    "prepare_data",
-    "encode_data",
-    "convert_inception",
-    "compile_check",
-    "import",
-    "export",
-)
-JOBS = {"import": "import_model"}  # modules that cannot have their mode's name
 OF_ONE_PROCESS = ("config", "coordinator", "process_id", "compilation_cache")
 OF_EVERY_MODE = (
     "config", "workdir", "mode", "compilation_cache", "distributed", "coordinator",
@@ -411,14 +402,6 @@ def choose_config(workdir):
     if workdir is None or _MODE.value == "train":
         raise UserError(NO_CONFIG)
     return settings.read_config(workdir)
-
-
-def use_compilation_cache(folder):
-    """Keeps compiled programs on disk, so that a restart does not compile again."""
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder) or None)
-    if folder:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def tell_help(argv):

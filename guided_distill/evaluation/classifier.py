@@ -13,6 +13,7 @@ import optax
 from guided_distill.data.batches import batch_indices
 from guided_distill.data.pixels import to_float
 from guided_distill.evaluation.features import FeatureExtractor
+from guided_distill.system.compilation import jit_once
 from guided_distill.system.files import (
     Damaged,
     load_params,
@@ -103,7 +104,7 @@ def random_extractor(image_shape, seed):
       seed: of its weights.
     """
     network = Classifier(1)
-    params = jax.jit(network.init)(jax.random.key(seed), jnp.zeros((1, *image_shape)))["params"]
+    params = jit_once(network.init)(jax.random.key(seed), jnp.zeros((1, *image_shape)))["params"]
 
     def apply(images):
         features, _ = apply_classifier(network, params, images)
@@ -119,7 +120,7 @@ def train_classifier(network, source, *, num_updates, seed):
     optimizer = optax.adam(schedule)
     seed_key = jax.random.key(seed)
     images, _ = source.read(np.arange(1))
-    params = jax.jit(network.init)(seed_key, to_float(images))["params"]
+    params = jit_once(network.init)(seed_key, to_float(images))["params"]
 
     @jax.jit
     def update(params, opt_state, key, images, labels):

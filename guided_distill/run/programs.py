@@ -16,6 +16,7 @@ from guided_distill.models.model import guided_by
 from guided_distill.models.student import init_pair, init_student
 from guided_distill.run.checks import check_guide
 from guided_distill.system import sharding
+from guided_distill.system.compilation import jit_once
 from guided_distill.training.gradient import accumulated_gradient, batch_gradient
 from guided_distill.training.memory import compile_to_fit
 from guided_distill.training.optimizer import make_optimizer
@@ -63,7 +64,7 @@ class StagePrograms:
             init = functools.partial(self._init, stage)
             shapes = jax.eval_shape(init, self.stage_key(stage), teacher_params)
             layout = sharding.state_shardings(shapes, self.mesh)
-            self._inits[kind] = jax.jit(init, out_shardings=layout)
+            self._inits[kind] = jit_once(init, out_shardings=layout)
         return self._inits[kind](self.stage_key(stage), teacher_params)
 
     def with_w_branch(self, stage, teacher_params):
@@ -76,7 +77,7 @@ class StagePrograms:
         def widen(key, teacher_params):
             return init(self.student_of(stage).init(key), teacher_params)
 
-        return sharding.to_host(jax.jit(widen)(self.stage_key(stage), teacher_params))
+        return sharding.to_host(jit_once(widen)(self.stage_key(stage), teacher_params))
 
     def student_of(self, stage):
         """The `Model` that a distilled stage trains: with a guide, Algorithm 5's are two."""
