@@ -15,7 +15,7 @@ Needs: one accelerator upwards. Of eight A100 `--mode=plan --devices=a100-8 --im
 --num_classes=10` says, at 40% of what they do in float32 (TF32): the teacher 5.8 hours, step one
 1.2, the ten rounds 7.3; and the evaluation 33, more than twice as much as all training
 (`--config.evaluation.num_samples=5000` takes a tenth of it). `--config.model.dtype=bfloat16` takes
-half of each. Of each device 4.4 GiB, most of it activations (an estimate); 21 GB of disk.
+half of each. Of each device 2.5 GiB, most of it activations (an estimate); 21 GB of disk.
 
 Comes out: students of 512 steps down to 1, their comparison (`report/index.html`) and the paper's
 tables and figures with its numbers beside the run's (`report/paper.html`); `--mode=report` writes

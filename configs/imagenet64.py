@@ -17,9 +17,9 @@ distances on it cannot be compared with the paper's. Preparing needs TensorFlow 
 
 Needs: a pod slice. Of 64 TPU v4 `--mode=plan --devices=v4-64 --image_shape=64,64,3
 --num_classes=1000` says, at 40% of their peak: the teacher 28 hours, step one 8.5, the ten rounds
-2.1 days, the evaluation 8 hours; with mesh.fsdp=8 and bfloat16 32.6 GiB of each chip's 32 (an
-estimate, nearly all of it activations), so `--config.memory.gradient_accumulation=2` or
-`--config.memory.remat=full` goes with it; 104 GB of disk.
+2.1 days, the evaluation 8 hours; with mesh.fsdp=8 and bfloat16 19.4 GiB of each chip's 32 (an
+estimate, nearly all of it activations; where they do not fit,
+`--config.memory.gradient_accumulation=2` or `--config.memory.remat=full` helps); 104 GB of disk.
 
 Comes out: students of 512 steps down to 1, their comparison (`report/index.html`) and the paper's
 tables and figures with its numbers beside the run's (`report/paper.html`); `--mode=report` writes
