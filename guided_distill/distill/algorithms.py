@@ -165,15 +165,13 @@ def ddim_target(denoise, z_t, w, times, logsnr_fn):
 def ddim_path(denoise, z_t, w, times, logsnr_fn):
     """Where DDIM steps lead from z_t: arguments of `ddim_target`.
 
-    A loop, so that the network is compiled once, however many sub-steps there are.
+    Written out: for a loop of them the TPU's compiler takes more memory.
     """
-
-    def step(z, ends):
-        logsnr_a, logsnr_b = ends
-        return ddim_step(denoise(z, logsnr_a, w), z, logsnr_t=logsnr_a, logsnr_s=logsnr_b), None
-
-    logsnrs = jnp.stack([logsnr_fn(time) for time in times])
-    return jax.lax.scan(step, z_t, (logsnrs[:-1], logsnrs[1:]))[0]
+    logsnrs = [logsnr_fn(time) for time in times]
+    z = z_t
+    for logsnr_a, logsnr_b in zip(logsnrs[:-1], logsnrs[1:], strict=True):
+        z = ddim_step(denoise(z, logsnr_a, w), z, logsnr_t=logsnr_a, logsnr_s=logsnr_b)
+    return z
 
 
 def add_noise(x, keys, logsnr_t):
