@@ -37,13 +37,12 @@ def measure_round_gaps(stages, source, weights, *, seed):
     for done, stage in enumerate(rounds, start=1):
         record, teacher = stage.record, teacher_of(stage, stages)
         params = jax.device_put((stage.params, teacher.params))
-        factor = record["factor"]
         model = model_of(stage)
         schedule = model.schedule
         if distillation_of(record).encodes:
             schedule = schedule.from_first_time()
-        key = factor, schedule is model.schedule
-        gap = compiled.setdefault(key, compile_gap(model, schedule, factor))
+        of_own_schedule = schedule is model.schedule
+        gap = compiled.setdefault(of_own_schedule, compile_gap(model, schedule))
         bound = np.float32(1.0 if record["config"]["step_two"]["clip_teacher"] else np.inf)
         low, high = record["w_range"]
         for w in (w for w in weights if low <= w <= high):
@@ -79,7 +78,7 @@ def times_measured(record):
         yield np.asarray([float(time) for time in times], np.float32)
 
 
-def compile_gap(model, schedule, factor):
+def compile_gap(model, schedule):
     """`(student, teacher, bound, keys, x, cond, w, times [factor + 1]) -> RMSE`."""
     logsnr_fn = schedule.logsnr
 

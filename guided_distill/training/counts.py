@@ -16,28 +16,9 @@ FUSED = {  # into their users, where these come soon
 def count_flops(function, *args):
     """Floating-point operations of `function(*args)` by XLA's count before it optimises.
 
-    `args` may be shapes. XLA counts the body of a loop once; those of `scan` are counted as often
-    as they run.
+    `args` may be shapes. The body of a loop counts once.
     """
-    return _flops(function, *args) + _repeated_flops(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _flops(function, *args):
     return jax.jit(function).lower(*args).cost_analysis()["flops"]
-
-
-def _repeated_flops(jaxpr):
-    """Of all runs but the first of the bodies of `scan` within a jaxpr."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        for inner in _inner(equation):
-            total += _repeated_flops(inner)
-            if equation.primitive.name == "scan":
-                body = core.jaxpr_as_fun(core.ClosedJaxpr(inner, ()))
-                args = (jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inner.invars)
-                once = _flops(body, *args) + _repeated_flops(inner)
-                total += (equation.params["length"] - 1) * once
-    return total
 
 
 def live_bytes(function, *args):

@@ -54,12 +54,10 @@ def _per_channel(vector, x):
 
 
 def _group_norm(x, groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
-    table = jnp.ones((1, x.shape[1]))
-    scale, shift = (
-        table * value if vector is None else vector.astype(jnp.float32)[None]
-        for vector, value in ((weight, 1.0), (bias, 0.0))
-    )
-    return group_norm(x, scale, shift, groups, eps, axis=1)
+    channels = x.shape[1]
+    scale = jnp.ones(channels) if weight is None else weight.astype(jnp.float32)
+    shift = jnp.zeros(channels) if bias is None else bias.astype(jnp.float32)
+    return group_norm(x, scale[None], shift[None], groups, eps, axis=1)
 
 
 def _layer_norm(x, shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
