@@ -15,8 +15,8 @@ Comes out: a guided teacher, step one, students of 128 steps down to 1 and their
         --n=40 --out=dial.png
 
 Expect, as Fréchet distance on features of a classifier that is 97.3% right on held-out digits
-(n = 500), 5.14, 7.67, 11.76 and 16.73 at w = 0, 1, 2 and 4 with one call, against 3.74, 8.56, 12.39
-and 16.52 of the teacher with 512. docs/report.md has the tables, those of `:paper` among them. The
+(n = 500), 4.73, 7.13, 10.86 and 15.06 at w = 0, 1, 2 and 4 with one call, against 3.11, 7.33, 11.29
+and 15.23 of the teacher with 512. docs/report.md has the tables, those of `:paper` among them. The
 last three rounds clip the teacher's predictions, as its sampler does;
 `step_two.rounds[k].clip_teacher=False` everywhere is the paper's target.
 
