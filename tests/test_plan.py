@@ -151,6 +151,25 @@ def test_what_does_not_fit_is_told_with_a_way_out_that_fits(monkeypatch, capfd):
     assert not row["too_large"]
 
 
+def test_what_fits_by_the_rough_estimate_alone_is_said_to_be_near_the_limit():
+    sizes = {f"{key}__batch_size": 64 for key in ("teacher", "step_one", "step_two")}
+    config = small(**sizes)
+    request = ask(config, stage="step_one")
+    (row,) = plan.make_plan(request, tiny_target(None))["updates"]
+    held = sum(row["bytes"].values()) - row["bytes"]["activations"]
+    seen = held + plan.ROUGH * row["bytes"]["activations"]
+    (roomy,) = plan.make_plan(request, tiny_target(int(seen) + 1))["updates"]
+    assert not roomy["too_large"] and not roomy["near_limit"]
+    tight = plan.make_plan(request, tiny_target(int(seen) - 1))
+    assert not tight["updates"][0]["too_large"]
+    assert "may not fit: step_one: " in plan.describe(tight)
+    config.memory.gradient_accumulation = int(
+        tight["updates"][0]["near_limit"].rpartition("memory.gradient_accumulation=")[2]
+    )
+    (row,) = plan.make_plan(request, tiny_target(int(seen) - 1))["updates"]
+    assert not row["too_large"] and not row["near_limit"]
+
+
 def tiny_target(memory):
     return plan.Target("8 x slate", 8, memory, 1e9, "guessed")
 

@@ -22,6 +22,7 @@ from guided_distill.training.memory import device_memory
 
 SHARE = 0.4  # of the peak, unless asked otherwise: what well-tuned networks of this kind reach
 TIMED = 5  # calls of each, after the first
+ROUGH = 2  # times the estimate: what activations were found to take, at most
 HELD = ("params", "optimizer", "average", "teacher", "activations")
 
 
@@ -154,7 +155,7 @@ def plan_update(request, target, models, example, stages):
     return row | {
         "seconds": seconds * num_updates,
         "seconds_from": target.rate_from,
-        "too_large": way_out(config, target, costs, row),
+        **fit(config, target, costs, row),
     }
 
 
@@ -193,13 +194,33 @@ def plan_evaluation(request, target, models, example, calls, flops):
     return row | {"seconds": calls * per_call, "seconds_from": target.rate_from}
 
 
-def way_out(config, target, costs, row):
-    """What makes an update fit that does not, in words; "" where it fits."""
+def fit(config, target, costs, row):
+    """What makes an update fit that does not, or may not, in words; "" where it does.
+
+    Returns:
+      `{"too_large": …, "near_limit": …}`, at most one of them with words.
+    """
     held = sum(costs.bytes[part] for part in HELD[:-1])
-    needs = row.get("peak_bytes", held + costs.bytes["activations"])
-    says = row.get("compiler_says", "")
-    if target.memory is None or (needs <= target.memory and not says):
-        return ""
+    activations, memory = costs.bytes["activations"], target.memory
+    work = row["peak_bytes"] - held if "peak_bytes" in row else activations
+    says, words = row.get("compiler_says", ""), {"too_large": "", "near_limit": ""}
+    if memory is None:
+        return words
+    if says or held + work > memory:
+        what = says or f"{(held + work) / GIB:.1f} GiB of {memory / GIB:.1f}"
+        ways = ways_out(config, target, held, max(work, activations))
+        words["too_large"] = f"{row['update']}: {what}; take {ways}"
+    elif "peak_bytes" not in row and held + ROUGH * activations > memory:
+        what = f"{(held + work) / GIB:.1f} GiB of {memory / GIB:.1f}"
+        rough = f"{activations / GIB:.1f} a rough estimate, and {ROUGH} times that was seen"
+        asks = "ask --compile, or take" if target.topology else "take"
+        ways = ways_out(config, target, held, ROUGH * activations)
+        words["near_limit"] = f"{row['update']}: {what}, of which {rough}; {asks} {ways}"
+    return words
+
+
+def ways_out(config, target, held, work):
+    """The settings with which `held` bytes of state and `work` bytes of an update fit, in words."""
     ways = []
     fsdp, most = config.mesh.fsdp, target.count
     while fsdp < most and held * config.mesh.fsdp / fsdp > target.memory / 2:
@@ -207,8 +228,8 @@ def way_out(config, target, costs, row):
     if fsdp != config.mesh.fsdp:
         ways.append(f"mesh.fsdp={fsdp}")
     left = target.memory - held * config.mesh.fsdp / fsdp
-    work, parts = max(needs - held, costs.bytes["activations"]), 1
     batch = min(config[key].batch_size for key in ("step_one", "step_two")) // target.count
+    parts = 1
     while work / parts > left and parts < batch:
         parts *= 2
     if parts > 1:
@@ -216,8 +237,7 @@ def way_out(config, target, costs, row):
         ways.append(f"memory.gradient_accumulation={parts}")
     if config.memory.remat != "full":
         ways.insert(0, "memory.remat=full")
-    what = says or f"{needs / GIB:.1f} GiB of {target.memory / GIB:.1f}"
-    return f"{row['update']}: {what}; take {' and '.join(ways) or 'more devices'}"
+    return " and ".join(ways) or "more devices"
 
 
 def describe(plan):
@@ -253,8 +273,13 @@ def describe(plan):
     )
     lines += ["", align(memory_cells(plan)), ""]
     lines.append(f"memory: {plan['updates'][0]['memory_from']}")
-    errors = [row["too_large"] for row in plan["updates"] if row["too_large"]]
-    lines += [f"does not fit: {error}" for error in errors] or ["all fits"]
+    found = [
+        f"{verdict}: {row[key]}"
+        for key, verdict in (("too_large", "does not fit"), ("near_limit", "may not fit"))
+        for row in plan["updates"]
+        if row[key]
+    ]
+    lines += found or ["all fits"]
     return "\n".join(lines)
 
 
