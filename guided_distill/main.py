@@ -60,7 +60,9 @@ flags.DEFINE_string(
     "teacher",
     None,
     "train: folder of an imported model, or of a finished stage in any workdir, to distill from. "
-    "encode_data: folder of a model that --mode=import made of a diffusers folder.",
+    "encode_data: folder of a model that --mode=import made of a diffusers folder. "
+    "sample: such a folder, whose text encoders read --prompts and whose decoder makes pictures "
+    "(default: the run's own).",
 )
 flags.DEFINE_integer(
     "num_steps",
@@ -113,7 +115,7 @@ flags.DEFINE_list(
     "labels",
     None,
     "sample: classes to cycle through, numbers or names; default: all. A model without classes "
-    "takes the conditioning of held-out examples in turn.",
+    "takes --prompts, else the conditioning of held-out examples in turn.",
 )
 flags.DEFINE_integer(
     "n",
@@ -143,7 +145,10 @@ flags.DEFINE_string(
     "export: the diffusers folder that the teacher was imported from, where it has moved.",
 )
 flags.DEFINE_string(
-    "prompts", None, "encode_data: a text file, a prompt a line, where there are no pictures."
+    "prompts",
+    None,
+    "encode_data: a text file, a prompt a line, where there are no pictures. "
+    "sample: of a model of texts, such a .txt file or one prompt itself.",
 )
 flags.DEFINE_string(
     "dtype", None, "encode_data: of latents and embeddings: float32 (default) or bfloat16."

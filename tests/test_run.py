@@ -453,7 +453,7 @@ def test_empty_workdirs_are_refused(tmp_path):
         (["--mode=sample", "--out=x.png", "--w="], r"--w is empty: name one or more"),
         (["--mode=report", "--workdir=,"], r"--workdir is missing: name the run's folder"),
         (["--seed=7"], r"--seed means nothing to --mode=train: its config key is seed or evalu"),
-        (["--mode=sample", "--out=x.png", "--teacher=y"], r"--teacher means nothing to --mode=sam"),
+        (["--mode=sample", "--out=x.png", "--weights=y"], r"--weights means nothing to --mode=sam"),
         (["--config=nowhere.py"], r"there is no nowhere.py$"),
         (
             ["--config=configs/digts.py:smoke"],

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from guided_distill.jobs.sample import Request, command_of, count_columns, sheet_lines
-from guided_distill.report.sheets import heads, save_sheet
+from guided_distill.report.sheets import NOTES_WIDTH, heads, save_sheet
 
 
 def boxes(path, images):
@@ -68,6 +68,22 @@ def test_long_names_and_one_grey_sample_are_drawn(tmp_path):
         assert sheet.text["Command"] == "a\u00e9\u4e2d"
     save_sheet(tmp_path / "a.jpg", sheet_lines(images, (0.0,), []), "not in a JPEG")
     assert Image.open(tmp_path / "a.jpg").height == 72
+
+
+def test_notes_stand_below_and_widen_a_sheet_so_far(tmp_path):
+    images = np.full((1, 8, 8, 1), 7, np.uint8)
+    lines = sheet_lines(images, (0.0,), [])
+    sizes = {}
+    for notes in ((), ("a cat",), ("a cat", "a dog"), ("a cat " * 500,)):
+        save_sheet(tmp_path / "a.png", lines, notes=notes)
+        with Image.open(tmp_path / "a.png") as sheet:
+            sizes[notes] = sheet.size
+            if notes:  # Each is written, on a line of its own below the samples.
+                text = np.asarray(sheet)[72:].min(axis=1) < 100
+                assert np.sum(np.diff(text.astype(int)) == 1) >= len(notes) - 1 and text.any()
+    (plain, one, two, long) = sizes.values()
+    assert plain[1] < one[1] < two[1] and one[1] == long[1]
+    assert plain[0] <= one[0] < long[0] == NOTES_WIDTH
 
 
 def test_the_command_asks_for_the_same():

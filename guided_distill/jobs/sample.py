@@ -9,13 +9,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from guided_distill.data.folders import check_outside
-from guided_distill.data.pixels import widen
-from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
+from guided_distill.jobs.asked import choose_asked, in_turn, open_pipeline
 from guided_distill.jobs.common import check_counts, eyes_of, image_path
 from guided_distill.report.sheets import save_sheet
 from guided_distill.run import settings
-from guided_distill.sampling.sampler import Sampler, read_labels
+from guided_distill.sampling.sampler import Sampler
 from guided_distill.system.files import read_json
 from guided_distill.system.processes import first_only
 from guided_distill.system.progress import to_stderr
@@ -36,6 +35,8 @@ class Request:
     num_steps: int | None = None
     w: tuple[float, ...] = (1.0,)
     labels: tuple[str | int, ...] = ()
+    prompts: str = ""
+    teacher: str = ""
     n: int | None = None
     seed: int = 0
     out: str = ""
@@ -71,31 +72,29 @@ def run(request):
         force=request.force,
         max_batch_size=request.batch_size,
     )
+    pipeline = open_pipeline(request, sampler.record)
     see = choose_eyes(request, sampler, out)
     per_weight = n // len(weights)
     rows = np.arange(n)
     indices = rows % per_weight
     sample_w = np.asarray(weights)[rows // per_weight]
-    x, asked, names = draw(sampler, request, sample_w, indices)
+    asked = choose_asked(request, sampler.record, pipeline, per_weight)
+    cond, arrays = (in_turn(part, indices) for part in (asked.cond, asked.arrays))
+    x = draw(sampler, cond, sample_w, request.seed, indices)
     if see is None:
-        write_arrays(out, x, asked, sample_w)
+        write_arrays(out, x, cond | arrays, sample_w)
     else:
-        write_image(out, see, x, weights, names, command_of(request))
+        write_image(out, see, x, weights, asked, command_of(request))
     to_stderr(
         f"{n} samples in {sampler.num_steps} steps of the {sampler.name} sampler: {request.out}"
     )
 
 
-def draw(sampler, request, w, indices):
-    """(samples, what they are conditioned on by name, titles of the classes gone through)."""
+def draw(sampler, cond, w, seed, indices):
+    """Samples `[n, …]`, of classes by their place or of arrays by name."""
     if sampler.record["num_classes"] is None:
-        asked = held_out_conditioning(request, indices)
-        return sampler.draw(asked, w, request.seed, indices), asked, []
-    labels = read_labels(request.labels, sampler.record)
-    labels = labels or list(range(sampler.record["num_classes"]))
-    asked = {"labels": np.asarray(labels, np.int32)[indices % len(labels)]}
-    x = sampler.draw_classes(asked["labels"].tolist(), w, request.seed, indices)
-    return x, asked, [class_title(label, sampler.record) for label in labels]
+        return sampler.draw(cond, w, seed, indices)
+    return sampler.draw_classes(cond["labels"].tolist(), w, seed, indices)
 
 
 def choose_eyes(request, sampler, out):
@@ -109,10 +108,15 @@ def choose_eyes(request, sampler, out):
     if request.decoder and (writes_arrays or sampler.draws_pictures):
         why = f"{ARRAYS} has samples as they are" if writes_arrays else "the model draws pictures"
         raise UserError(f"`decoder` makes pictures of latents, and {why}: leave it out")
+    if request.teacher and not request.prompts and (writes_arrays or sampler.draws_pictures):
+        raise UserError(
+            "`teacher` reads `prompts` and makes pictures of latents, and neither is asked for: "
+            "leave it out"
+        )
     if writes_arrays:
         return None
-    path = request.decoder
-    if not (path or sampler.draws_pictures):
+    path = request.decoder or settings.decoder_beside(request.teacher)
+    if not (path or request.teacher or sampler.draws_pictures):
         path = settings.decoder_path(settings.read_config(request.workdir))
     see = eyes_of(sampler.stage, path, make_mesh())
     if see is None:
@@ -123,24 +127,16 @@ def choose_eyes(request, sampler, out):
     return see
 
 
-def held_out_conditioning(request, indices):
-    """The conditioning of the run's held-out examples in turn, by name: `{name: [n, …]}`."""
-    if request.labels:
-        raise UserError("`labels` mean nothing to a model without classes: leave them out")
-    test = open_dataset(settings.read_config(request.workdir).data).test
-    return widen(test.read_cond(indices % len(test)))
-
-
 @first_only
 def write_arrays(out, x, asked, w):
-    """Writes samples `[n, …]`, what they are conditioned on, `{name: [n, …]}`, and `w` `[n]`."""
+    """Writes samples `[n, …]`, what they are asked for, `{name: [n, …]}`, and `w` `[n]`."""
     np.savez(out, samples=x, w=w.astype(np.float32), **asked)
 
 
 @first_only
-def write_image(out, see, x, weights, names, command):
+def write_image(out, see, x, weights, asked, command):
     """Writes samples as pictures, with `command` inside."""
-    save_sheet(out, sheet_lines(see(x), weights, names), command)
+    save_sheet(out, sheet_lines(see(x), weights, asked.titles), command, asked.notes)
 
 
 def sheet_lines(images, weights, names):
@@ -170,13 +166,6 @@ def count_columns(per_weight, num_weights, period):
     if not 0 < period <= MAX_STRIP:
         return side
     return min(per_weight, -(-side // period) * period)
-
-
-def class_title(label, record):
-    """A class's name, else its number; '' where there is but one."""
-    if record["num_classes"] == 1:
-        return ""
-    return record["class_names"][label] if record["class_names"] else str(label)
 
 
 def command_of(request):

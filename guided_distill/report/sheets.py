@@ -11,13 +11,14 @@ from guided_distill.report.grids import picture_of
 CELL_SIDE = 64  # pixels of a sample's longer side, at least: smaller ones are enlarged
 GAP = 4
 FONT_SIZE = 14
+NOTES_WIDTH = 640  # pixels that notes may widen a sheet to
 
 
-def save_sheet(path, lines, command=""):
+def save_sheet(path, lines, command="", notes=()):
     """Writes `draw_sheet`; a PNG keeps the command that made it as its text `Command`."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet = draw_sheet(lines)
+    sheet = draw_sheet(lines, notes=notes)
     if path.suffix.lower() != ".png":
         sheet.save(path)
         return
@@ -26,7 +27,7 @@ def save_sheet(path, lines, command=""):
     sheet.save(path, pnginfo=notes)
 
 
-def draw_sheet(lines, left=None):
+def draw_sheet(lines, left=None, notes=()):
     """Lines of samples with names, as a Pillow image.
 
     Args:
@@ -34,13 +35,17 @@ def draw_sheet(lines, left=None):
         stand above a line where they are not those above the line before; those too long for
         their column end in "…".
       left: pixels for the names of lines; None for as many as they take.
+      notes: texts below all lines, one below the other; those too long for the sheet end in "…".
     """
     font, text_height = name_font(), FONT_SIZE + GAP
     cell = enlarged(lines[0][2][0])
     left = left or names_width(name for name, _, _ in lines)
     headed = heads(lines)
     width = left + max(len(x) for _, _, x in lines) * (cell.width + GAP)
-    height = GAP + len(lines) * (cell.height + GAP) + sum(headed) * text_height
+    notes_width = 2 * GAP + max((round(font.getlength(note)) for note in notes), default=0)
+    width = max(width, min(notes_width, NOTES_WIDTH))
+    height = GAP + len(lines) * (cell.height + GAP)
+    height += (sum(headed) + len(notes)) * text_height
     sheet = Image.new(cell.mode, (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     y = GAP
@@ -55,6 +60,9 @@ def draw_sheet(lines, left=None):
         for at, sample in zip(columns, x, strict=True):
             sheet.paste(enlarged(sample), (at, y))
         y += cell.height + GAP
+    for note in notes:
+        draw.text((GAP, y), shortened(note, width - 2 * GAP, font), "black", font)
+        y += text_height
     return sheet
 
 

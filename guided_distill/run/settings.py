@@ -190,10 +190,13 @@ def prepare_config(config):
 
 def decoder_path(config):
     """Folder of a run's decoder: `evaluation.decoder`, else its teacher's own; "" for none."""
-    beside = pathlib.Path(config.teacher.path, "decoder")
-    if config.evaluation.decoder or not config.teacher.path:
-        return config.evaluation.decoder
-    return str(beside) if (beside / FUNCTION_FILE).is_file() else ""
+    return config.evaluation.decoder or decoder_beside(config.teacher.path)
+
+
+def decoder_beside(teacher):
+    """Folder of the decoder that an imported teacher brought along; "" for none, or no teacher."""
+    beside = pathlib.Path(teacher, "decoder")
+    return str(beside) if teacher and (beside / FUNCTION_FILE).is_file() else ""
 
 
 def file_digests(config):
