@@ -61,8 +61,8 @@ flags.DEFINE_string(
     None,
     "train: folder of an imported model, or of a finished stage in any workdir, to distill from. "
     "encode_data: folder of a model that --mode=import made of a diffusers folder. "
-    "sample: such a folder, whose text encoders read --prompts and whose decoder makes pictures "
-    "(default: the run's own).",
+    "sample, translate: such a folder, whose text encoders read prompts and whose decoder "
+    "makes pictures of latents (default: the run's own).",
 )
 flags.DEFINE_integer(
     "num_steps",
@@ -94,6 +94,15 @@ flags.DEFINE_string(
 flags.DEFINE_boolean("force", None, "sample: take --sampler though the model was not made for it.")
 flags.DEFINE_string("source_label", None, "translate: class of the images, a number or a name.")
 flags.DEFINE_string("target_label", None, "translate: class to make of them, a number or a name.")
+flags.DEFINE_string(
+    "source_prompt",
+    None,
+    "translate: of a model of texts, what --images show; held-out examples "
+    "have captions of their own.",
+)
+flags.DEFINE_string(
+    "target_prompt", None, "translate: of a model of texts, what is to be made of them."
+)
 flags.DEFINE_float("encoder_w", None, "translate: guidance weight of the encoder (default 0).")
 flags.DEFINE_list(
     "images",

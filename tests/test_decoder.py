@@ -500,7 +500,7 @@ def test_latents_are_translated_into_pictures(labelled, tmp_path):
     mine = np.random.default_rng(0).integers(0, 256, (2, *PICTURE), np.uint8)
     for k, image in enumerate(mine):
         Image.fromarray(image).save(tmp_path / f"{k}.png")
-    with pytest.raises(UserError, match="`images` are pictures, and latents holds latents"):
+    with pytest.raises(UserError, match="`images` are pictures, and latents holds latents, which"):
         translate.run(translate.Request(config, str(workdir), **ask, images=(str(tmp_path),)))
     blind = config.copy_and_resolve_references()
     blind.evaluation.decoder, blind.evaluation.paper_report = "", False

@@ -1,4 +1,4 @@
-"""Style transfer (section 4, C.7): encode with the source label, decode with the target label."""
+"""Style transfer (section 4, C.7): encode as the source, decode as the target: labels or texts."""
 
 import dataclasses
 
@@ -26,8 +26,8 @@ class Coder:
       system: "distilled" or "ddim".
       num_steps: N of each of the two.
       calls: network calls of each of the two.
-      encode: `(images, labels, w) -> latents`, arrays `[n, …]`.
-      decode: `(latents or None for noise, labels, w) -> x`, arrays `[n, …]`.
+      encode: `(x, cond, w) -> noise`, arrays `[n, …]`; cond: labels `[n]`, or arrays by name.
+      decode: `(noise or None for drawn one, cond, w) -> x`, arrays `[n, …]`.
     """
 
     system: str
@@ -51,18 +51,18 @@ def make_coder(system, encoder, decoder, generators, *, num_steps, seed):
       decoder: `FinishedStage`; for "ddim" the teacher.
       generators: `Generators`.
       num_steps: N of each.
-      seed: of the noise that `decode` draws without latents.
+      seed: of the noise that `decode` draws.
     """
 
     def make_run(stage, sampler):
         generator = generators.of(stage, sampler)
 
-        def run(start, labels, w):
+        def run(start, cond, w):
             return generator(
                 stage.params,
-                cond=np.asarray(labels, np.int32),
+                cond=cond if isinstance(cond, dict) else np.asarray(cond, np.int32),
                 w=w,
-                indices=np.arange(len(labels)),
+                indices=np.arange(len(w)),
                 num_steps=num_steps,
                 seed=seed,
                 start=start,
@@ -74,68 +74,72 @@ def make_coder(system, encoder, decoder, generators, *, num_steps, seed):
     return Coder(system, num_steps, calls, make_run(encoder, ENCODE), make_run(decoder, "ddim"))
 
 
-def translate_images(coders, x, source_labels, target_labels, *, encoder_w, weights):
-    """Encodes with the source labels, decodes with the target labels.
+def translate_images(coders, x, source, target, *, encoder_w, weights):
+    """Encodes as the source, decodes as the target.
 
     Args:
       coders: `Coder`s.
       x: what is translated, as models learn it, `[n, …]` float32: pictures or their latents.
-      source_labels: `[n]`, what the pictures show.
-      target_labels: `[n]`, what they are to become.
+      source: what the pictures show, labels `[n]` or arrays by name `{name: [n, …]}`.
+      target: what they are to become, as `source`.
       encoder_w: guidance weight of the encoders.
       weights: guidance weights of the decoders.
 
     Returns:
       `{(coder title, w): x [n, …] float32}`, and at (coder title, None) the round trip,
-      decoded with the source label at `encoder_w`.
+      decoded as the source at `encoder_w`.
     """
     n = len(x)
     translated = {}
     for coder in coders:
-        latents = coder.encode(x, source_labels, np.full(n, encoder_w))
-        back = coder.decode(latents, source_labels, np.full(n, encoder_w))
-        translated[coder.title, None] = back
+        noise = coder.encode(x, source, np.full(n, encoder_w))
+        translated[coder.title, None] = coder.decode(noise, source, np.full(n, encoder_w))
         for w in weights:
-            translated[coder.title, w] = coder.decode(latents, target_labels, np.full(n, w))
+            translated[coder.title, w] = coder.decode(noise, target, np.full(n, w))
     return translated
 
 
-def measure_translation(coders, x, source_labels, target_labels, *, encoder_w, weights, classifier):
+def measure_translation(coders, x, source, target, *, encoder_w, weights, classifier=None):
     """Translates pictures with each coder and measures what came of it.
 
     Args:
-      coders, x, source_labels, target_labels, encoder_w, weights: see `translate_images`.
-      classifier: `TrainedClassifier`, which judges the class.
+      coders, x, source, target, encoder_w, weights: see `translate_images`.
+      classifier: `TrainedClassifier`, which judges the class; None where there are none.
 
     Returns:
       (rows, translated): a row per coder and weight, plain JSON; what `translate_images` gave.
     """
     n = len(x)
-    translated = translate_images(
-        coders, x, source_labels, target_labels, encoder_w=encoder_w, weights=weights
-    )
+    translated = translate_images(coders, x, source, target, encoder_w=encoder_w, weights=weights)
     rows = []
     for coder in coders:
         for w in weights:
             decoded = translated[coder.title, w]
-            fresh = coder.decode(None, target_labels, np.full(n, w))
-            _, log_p = classifier.apply(classifier.see(decoded))
+            fresh = coder.decode(None, target, np.full(n, w))
             rows.append(
-                {
+                _judged(classifier, decoded, target)
+                | {
                     "system": coder.system,
                     "num_steps": coder.num_steps,
                     "network_calls": 2 * coder.calls,
                     "encoder_w": float(encoder_w),
                     "w": float(w),
-                    "target_accuracy": float(np.mean(log_p.argmax(1) == target_labels)),
                     "rmse_to_source": rmse(decoded, x),
                     "rmse_of_fresh_to_source": rmse(fresh, x),
                     "round_trip_rmse": rmse(translated[coder.title, None], x),
-                    "classifier": classifier.name,
                     "n": n,
                 }
             )
     return rows, translated
+
+
+def _judged(classifier, x, labels):
+    """What a classifier says of the share of x that have their labels; nothing without one."""
+    if classifier is None:
+        return {"target_accuracy": None, "classifier": None}
+    _, log_p = classifier.apply(classifier.see(x))
+    accuracy = float(np.mean(log_p.argmax(1) == labels))
+    return {"target_accuracy": accuracy, "classifier": classifier.name}
 
 
 def list_coders(stages, generators, *, num_steps, seed):
@@ -145,7 +149,7 @@ def list_coders(stages, generators, *, num_steps, seed):
       stages: `{name: FinishedStage}`, which hold both students of N.
       generators: `Generators`.
       num_steps: N.
-      seed: of the noise that `decode` draws without latents.
+      seed: of the noise that `decode` draws.
     """
     encoder, decoder, teacher = (
         students_of(stages, ENCODER)[num_steps],

@@ -1,4 +1,4 @@
-"""What the job `sample` asks a model for: classes, prompts, or what held-out examples have."""
+"""What jobs ask a model for: classes, prompts through a teacher, or what held-out examples have."""
 
 import dataclasses
 import pathlib
@@ -9,7 +9,7 @@ from guided_distill.data.captions import read_prompts
 from guided_distill.data.pixels import widen
 from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
-from guided_distill.models.pipeline import Pipeline
+from guided_distill.models.pipeline import Pipeline, holds_pipeline
 from guided_distill.run import settings
 from guided_distill.sampling.sampler import read_labels
 from guided_distill.system.files import local_path
@@ -53,9 +53,15 @@ def open_pipeline(request, record):
         raise UserError("`labels` mean nothing to a model without classes: leave them out")
     if not (request.teacher or request.prompts):
         return None
-    teacher = request.teacher or settings.read_config(request.workdir).teacher.path
-    if not teacher:
-        raise UserError("`prompts` are read by an imported teacher: name its folder by `teacher`")
+    return pipeline_of(request.teacher or settings.read_config(request.workdir).teacher.path)
+
+
+def pipeline_of(teacher, *, needed=True):
+    """The `Pipeline` of a teacher's folder; None where there is none and it is not needed."""
+    if not teacher and needed:
+        raise UserError("prompts are read by an imported teacher: name its folder by `teacher`")
+    if not needed and not (teacher and holds_pipeline(teacher)):
+        return None
     return Pipeline.load(local_path(teacher, "`teacher`"))
 
 
@@ -83,16 +89,20 @@ def of_prompts(pipeline, prompts, most):
     if len(prompts) > most:
         to_stderr(f"the first {most} of {len(prompts)} prompts: a larger --n takes more")
     prompts = prompts[:most]
-    starts = range(0, len(prompts), AT_ONCE)
-    parts = [pipeline.embed(prompts[start : start + AT_ONCE]) for start in starts]
-    cond = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    if pipeline.num_cut:
-        to_stderr(f"prompts cut at the text encoder's limit: {pipeline.num_cut}")
     titles, notes = (), tuple(prompts)
     if len(prompts) > 1:
         titles = tuple(str(k) for k in range(1, len(prompts) + 1))
         notes = tuple(f"{k}  {prompt}" for k, prompt in zip(titles, prompts, strict=True))
-    return Asked(cond, titles, notes, {"prompts": np.asarray(prompts)})
+    return Asked(embed(pipeline, prompts), titles, notes, {"prompts": np.asarray(prompts)})
+
+
+def embed(pipeline, prompts):
+    """What a pipeline makes of prompts, `{name: [n, …]}`, with a word where some are cut."""
+    before, starts = pipeline.num_cut, range(0, len(prompts), AT_ONCE)
+    parts = [pipeline.embed(prompts[start : start + AT_ONCE]) for start in starts]
+    if pipeline.num_cut > before:
+        to_stderr(f"prompts cut at the text encoder's limit: {pipeline.num_cut - before}")
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def read_texts(prompts):

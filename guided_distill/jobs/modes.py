@@ -40,7 +40,7 @@ MODES = {
         "--mode=evaluate --workdir=runs/digits --config.evaluation.num_samples=2000",
     ),
     "translate": Mode(
-        "turns images of one class into another, through a distilled encoder",
+        "turns images of one class or prompt into another, by a distilled encoder",
         "--mode=translate --workdir=runs/digits --source_label=3 --target_label=5 --w=0,1,2,4",
     ),
     "report": Mode(

@@ -1,13 +1,14 @@
-"""The job `translate`: images of one class become images of another (section 4, C.7)."""
+"""The job `translate`: images of one class or prompt become those of another (section 4, C.7)."""
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
 
 from guided_distill.data.folders import check_outside
 from guided_distill.data.images import read_images
-from guided_distill.data.pixels import as_learnt
+from guided_distill.data.pixels import as_learnt, widen
 from guided_distill.distill.distillations import ENCODER, students_of
 from guided_distill.distill.ranges import check_distilled, check_w
 from guided_distill.errors import UserError
@@ -17,6 +18,7 @@ from guided_distill.evaluation.style_transfer import (
     measure_translation,
     translation_blocks,
 )
+from guided_distill.jobs.asked import embed, pipeline_of
 from guided_distill.jobs.common import (
     check_counts,
     image_path,
@@ -34,6 +36,9 @@ from guided_distill.system.files import local_path, write_json
 from guided_distill.system.progress import to_stderr, to_stdout
 from guided_distill.system.workdir import find_stages, params_hashes
 
+OWN = "own captions"  # what held-out examples are encoded with
+OF_CLASSES, OF_TEXTS = ("source_label", "target_label"), ("source_prompt", "target_prompt")
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -43,6 +48,9 @@ class Request:
     workdir: str
     source_label: int | str | None = None
     target_label: int | str | None = None
+    source_prompt: str = ""
+    target_prompt: str = ""
+    teacher: str = ""
     encoder_w: float = 0.0
     w: tuple[float, ...] = (1.0,)
     num_steps: int | None = None
@@ -53,8 +61,24 @@ class Request:
     batch_size: int = 256
 
 
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is translated.
+
+    Attributes:
+      x: `[n, …]` float32, as models learn it.
+      source, target: labels `[n]`, or arrays by name `{name: [n, …]}`.
+      names: of both, for people.
+    """
+
+    x: np.ndarray
+    source: Any
+    target: Any
+    names: tuple[str, str]
+
+
 def run(request):
-    """Encodes images with the source label, decodes with the target label, beside guided DDIM."""
+    """Encodes images as what they show, decodes them as the target, beside guided DDIM."""
     config, workdir = request.config, local_path(request.workdir, "`workdir`")
     settings.prepare_config(config)
     check_outside(config.data, workdir, "`workdir`")
@@ -65,7 +89,7 @@ def run(request):
     stages = find_stages(workdir)
     num_steps = choose_num_steps(workdir, stages, request.num_steps)
     record = students_of(stages, ENCODER)[num_steps].record
-    source_label, target_label = read_request(record, request)
+    check_request(record, request)
     dataset = open_data(config)
     seen = see_data(config, dataset)
     if not seen.pictures:
@@ -73,46 +97,115 @@ def run(request):
             f"--mode=translate shows pictures, and {dataset.name} holds latents: name their "
             "decoder with evaluation.decoder"
         )
-    x = choose_images(request, source_label, dataset, record["image_shape"])
-    generators = Generators(sharding.make_mesh(), min(request.batch_size, len(x)))
+    choose = text_task if record["num_classes"] is None else class_task
+    task = choose(request, record, dataset)
+    generators = Generators(sharding.make_mesh(), min(request.batch_size, len(task.x)))
     rows, translated = measure_translation(
         list_coders(stages, generators, num_steps=num_steps, seed=request.seed),
-        x,
-        np.full(len(x), source_label),
-        np.full(len(x), target_label),
+        task.x,
+        task.source,
+        task.target,
         encoder_w=request.encoder_w,
         weights=request.w,
         classifier=load_classifier(config, workdir, seen),
     )
-    name = f"{request.source_label}_to_{request.target_label}"
-    figure = out or workdir / "translate" / f"{name}.png"
-    title = (
-        f"{request.source_label} to {request.target_label}, encoded at w = {request.encoder_w:g}"
-    )
-    save_strips(figure, translation_blocks(x, translated, seen.see), title)
+    figure = out or workdir / "translate" / f"{file_name(*task.names)}.png"
+    title = "{} to {}, encoded at w = {:g}".format(*task.names, request.encoder_w)
+    save_strips(figure, translation_blocks(task.x, translated, seen.see), title)
     write_json(figure.with_suffix(".json"), {"params_sha256": params_hashes(stages), "rows": rows})
     to_stdout(translation_table(rows))
-    to_stderr(f"{len(x)} images translated: {figure}")
+    to_stderr(f"{len(task.x)} images translated: {figure}")
 
 
-def choose_images(request, source_label, dataset, image_shape):
-    """x of the first n of the request's own images, else of held-out ones of the source class."""
-    if request.images and not dataset.pictures:
+def check_request(record, request):
+    """Refuses what the models were not trained for, and flags of the other kind of model."""
+    has_classes = record["num_classes"] is not None
+    for name in OF_TEXTS if has_classes else OF_CLASSES:
+        if getattr(request, name) not in ("", None):
+            kind, other = ("classes", "label") if has_classes else ("texts", "prompt")
+            raise UserError(f"`{name}` means nothing to a model of {kind}: name `target_{other}`")
+    if has_classes:
+        read_classes(record, request)
+    elif not request.target_prompt:
+        raise UserError("`target_prompt` is missing: name what the pictures are to become")
+    elif bool(request.images) != bool(request.source_prompt):
         raise UserError(
-            f"`images` are pictures, and {dataset.name} holds latents: leave them out, and "
-            "held-out ones are translated"
+            "`source_prompt` is missing: say what `images` show"
+            if request.images
+            else "`source_prompt` says what `images` show, and held-out ones have their captions"
         )
+    check_w(request.encoder_w, record["w_range"], what="`encoder_w`")
+    for w in request.w:
+        check_w(w, record["w_range"], what="`w`")
+
+
+def read_classes(record, request):
+    """[source label, target label] by their place; refuses what the models were not trained for."""
+    labels = []
+    for name in OF_CLASSES:
+        label = getattr(request, name)
+        if label is None:
+            raise UserError(f"`{name}` is missing: name a class")
+        labels += read_labels([label], record)
+        if not 0 <= labels[-1] < record["num_classes"]:
+            raise UserError(f"`{name}` must lie in 0 to {record['num_classes'] - 1}, got {label}")
+    return labels
+
+
+def class_task(request, record, dataset):
+    """The `Task` of two classes."""
+    labels = read_classes(record, request)
     if request.images:
-        max_value = request.config.data.max_value
-        images, notices = read_images(request.images, image_shape, max_value=max_value)
-        for notice in notices:
-            to_stderr(notice)
+        x = read_own(request, record["image_shape"], dataset)
     else:
-        members = np.flatnonzero(dataset.test.labels == source_label)
-        images, _ = dataset.test.read(members[: request.n])
-    if not len(images):
-        raise UserError(f"{dataset.name} has no held-out image of class {request.source_label}")
-    return as_learnt(images[: request.n])
+        members = np.flatnonzero(dataset.test.labels == labels[0])[: request.n]
+        if not len(members):
+            raise UserError(f"{dataset.name} has no held-out image of class {request.source_label}")
+        x = as_learnt(dataset.test.read(members)[0])
+    source, target = (np.full(len(x), label) for label in labels)
+    return Task(x, source, target, (str(request.source_label), str(request.target_label)))
+
+
+def text_task(request, record, dataset):
+    """The `Task` of two prompts, or of held-out examples' own captions and one."""
+    pipeline = pipeline_of(request.teacher or request.config.teacher.path)
+
+    def tiled(prompt, n):
+        return {name: np.repeat(a, n, axis=0) for name, a in embed(pipeline, [prompt]).items()}
+
+    if request.images:
+        x = read_own(request, record["image_shape"], dataset)
+        source = tiled(request.source_prompt, len(x))
+    else:
+        x, source = dataset.test.read(np.arange(min(request.n, len(dataset.test))))
+        x, source = as_learnt(x), widen(source)
+    names = request.source_prompt or OWN, request.target_prompt
+    return Task(x, source, tiled(request.target_prompt, len(x)), names)
+
+
+def read_own(request, image_shape, dataset):
+    """x of the first n of the request's own images; latents by the teacher's own encoder."""
+    pipeline = None
+    if not dataset.pictures:
+        teacher = request.teacher or request.config.teacher.path
+        pipeline = pipeline_of(teacher, needed=False)
+        if pipeline is None:
+            raise UserError(
+                f"`images` are pictures, and {dataset.name} holds latents, which the teacher has "
+                "no encoder for: leave them out, and held-out ones are translated"
+            )
+        image_shape = pipeline.image_shape
+    max_value = request.config.data.max_value
+    images, notices = read_images(request.images, image_shape, max_value=max_value)
+    for notice in notices:
+        to_stderr(notice)
+    images = images[: request.n]
+    return pipeline.encode(images) if pipeline else as_learnt(images)
+
+
+def file_name(source, target):
+    """ "3_to_5"; of texts their letters."""
+    return re.sub(r"[^\w.-]+", "_", f"{source} to {target}")[:80]
 
 
 def choose_num_steps(workdir, stages, num_steps):
@@ -135,21 +228,3 @@ def choose_num_steps(workdir, stages, num_steps):
     if num_steps is not None:
         check_distilled(num_steps, both, what="`num_steps`")
     return num_steps or min(both)
-
-
-def read_request(record, request):
-    """(source label, target label) by their place; refuses what the models were not trained for."""
-    if record["num_classes"] is None:
-        raise UserError("--mode=translate goes from class to class, and the run's data have none")
-    labels = []
-    for name in ("source_label", "target_label"):
-        label = getattr(request, name)
-        if label is None:
-            raise UserError(f"`{name}` is missing: name a class")
-        labels += read_labels([label], record)
-        if not 0 <= labels[-1] < record["num_classes"]:
-            raise UserError(f"`{name}` must lie in 0 to {record['num_classes'] - 1}, got {label}")
-    check_w(request.encoder_w, record["w_range"], what="`encoder_w`")
-    for w in request.w:
-        check_w(w, record["w_range"], what="`w`")
-    return labels

@@ -169,6 +169,11 @@ class Pipeline:
         return arrays, np.asarray([len(ids) > limit for ids in whole])
 
 
+def holds_pipeline(folder):
+    """Whether a teacher's folder has one."""
+    return (local_path(folder, "`folder`") / RECORD).is_file()
+
+
 def write_pipeline(folder, *, pipeline, latent_shape, image_shape, prompt):
     """Writes `pipeline.json` of a folder that holds the components already.
 

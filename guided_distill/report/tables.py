@@ -139,8 +139,9 @@ def speed_table(rows, what="images"):
 
 def translation_table(rows):
     """A Markdown table of the rows of `measure_translation`."""
+    judged = all(row["target_accuracy"] is not None for row in rows)
     header = [
-        "encoder and decoder", "N each", "calls", "w", "seen as the target",
+        "encoder and decoder", "N each", "calls", "w", *["seen as the target"] * judged,
         "RMSE to source", "of fresh noise", "round trip",
     ]  # fmt: skip
     body = [
@@ -149,7 +150,7 @@ def translation_table(rows):
             str(row["num_steps"]),
             str(row["network_calls"]),
             f"{row['w']:g}",
-            f"{row['target_accuracy']:.1%}",
+            *([f"{row['target_accuracy']:.1%}"] if judged else []),
             f"{row['rmse_to_source']:.3f}",
             f"{row['rmse_of_fresh_to_source']:.3f}",
             f"{row['round_trip_rmse']:.3f}",
