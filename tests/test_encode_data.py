@@ -190,6 +190,26 @@ def test_shares_together_are_the_work_of_one(tmp_path, teachers, num_processes):
     assert open_arrays(shared).train.sha256 == open_arrays(alone).train.sha256
 
 
+def test_progress_counts_what_is_done_and_not_what_is_read(tmp_path, teachers, monkeypatch):
+    """Else a rate between two moments is that of one picture in a batch's time."""
+    said = []
+
+    class Bar:
+        def __init__(self, title, *, total, unit):
+            assert total == N
+
+        def __call__(self, done):
+            said.append(done)
+            assert StandIn.encoded >= done
+
+        def close(self):
+            said.append("closed")
+
+    monkeypatch.setattr(encode_data, "Progress", Bar)
+    run(teachers, tmp_path / "latents", with_texts(tmp_path / "mine"))
+    assert said == [3, 4, 7, 8, 11, "closed"]
+
+
 def test_a_resumed_run_makes_what_is_missing_and_nothing_else(tmp_path, teachers, capsys):
     source = with_texts(tmp_path / "mine")
     out = run(teachers, tmp_path / "latents", source)

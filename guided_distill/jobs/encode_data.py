@@ -1,6 +1,7 @@
 """The job `encode_data`: pictures with captions, or prompts alone, as arrays to learn from."""
 
 import dataclasses
+import functools
 import re
 
 import jax.numpy as jnp
@@ -220,17 +221,20 @@ def fill(shelf, told, teacher, request, share):
     todo = [shard for shard in share if facts[shard] is None]
     rows = [row for shard in todo for row in shelf.rows(shard)]
     loaded = load(told, teacher, request, rows)
-    if rows:
-        unit = "prompt" if request.prompts else "picture"
-        loaded = counted(loaded, Progress(f"encoding {shelf.folder}", total=len(rows), unit=unit))
-    broken = []
+    unit, broken, done = "prompt" if request.prompts else "picture", [], 0
+    bar = Progress(f"encoding {shelf.folder}", total=len(rows), unit=unit) if rows else None
     for shard in todo:
-        arrays, captions, fact = make_shard(shelf.rows(shard), loaded, told, teacher, request)
+        of_shard = shelf.rows(shard)
+        tell = functools.partial(lambda before, more: bar(before + more), done)
+        arrays, captions, fact = make_shard(of_shard, loaded, told, teacher, request, tell)
+        done += len(of_shard)
         if fact["broken"] and not request.skip_broken:
             broken += fact["broken"]
         else:
             shelf.write(shard, examples[shard], arrays, fact, captions)
             facts[shard] = fact
+    if bar:
+        bar.close()
     if broken:
         raise UserError(
             f"{len(broken)} of {len(rows)} pictures cannot be used: {'; '.join(broken[:NAMED])}"
@@ -238,15 +242,6 @@ def fill(shelf, told, teacher, request, share):
             "`skip_broken`; shards without any are kept"
         )
     return {"made": len(todo), "kept": len(share) - len(todo), "of": list(facts.values())}
-
-
-def counted(loaded, bar):
-    """The same iterator, which says how far it is."""
-    for done, example in enumerate(loaded, start=1):
-        bar(done)
-        if done == bar.total:
-            bar.close()
-        yield example
 
 
 def load(told, teacher, request, rows):
@@ -257,17 +252,18 @@ def load(told, teacher, request, rows):
     return ahead(lambda k: loader(rows[k]), 0, len(rows), num_workers=0, buffer=BUFFER)
 
 
-def make_shard(rows, loaded, told, teacher, request):
+def make_shard(rows, loaded, told, teacher, request, tell):
     """(arrays, captions, facts) of one shard: `{array: [n, …]}`, its rows' captions, what to tell.
 
     Args:
       rows: of it, a range.
       loaded: iterator over its pictures, and those after it.
       told, teacher, request: as they are.
+      tell: is given how many rows are done, whenever none waits for its batch to be full.
     """
     facts = {"rows": 0, "cut": 0, "broken": [], "warned": []}
     parts, batch, peaks, kept = [], [], [], []
-    for row in rows:
+    for done, row in enumerate(rows, start=1):
         picture = next(loaded)
         if isinstance(picture, str):
             facts["broken"].append(picture)
@@ -279,6 +275,8 @@ def make_shard(rows, loaded, told, teacher, request):
         if len(batch) == teacher.batch_size or (batch and row == rows[-1]):
             parts.append(make_batch(batch, told, teacher, request, facts))
             batch = []
+        if not batch:
+            tell(done)
     check_range(peaks, f"rows {rows[0]} to {rows[-1]}", "`max_value`")
     if not parts:  # All are broken: its arrays have no rows.
         blank = np.zeros(teacher.pipeline.image_shape, np.uint8)
