@@ -59,7 +59,7 @@ def config(sd):
 def test_prompts_are_drawn_by_the_command_of_samples(sd, tmp_path, capsys):
     """A line each in turn, the same of every weight, without a diffusers folder."""
     texts = ["a", "c at", "a b c d e f g h i j k"]
-    (tmp_path / "prompts.txt").write_text("\n".join(texts))
+    (tmp_path / "prompts.txt").write_text("\n".join([*texts[:2], "", *texts[2:], ""]))
     asked = sample.Request(
         str(sd / "run"), num_steps=1, w=(0.0, 2.0), n=8, seed=3, teacher=str(sd / "teacher"),
         prompts=str(tmp_path / "prompts.txt"), out=str(tmp_path / "samples.npz"),
@@ -77,6 +77,7 @@ def test_prompts_are_drawn_by_the_command_of_samples(sd, tmp_path, capsys):
         assert file["prompts"].tolist() == [texts[k] for k in turns]
     one = dataclasses.replace(asked, prompts="c at", out=str(tmp_path / "grid.png"))
     sample.run(one)
+    assert not capsys.readouterr().err.count("prompts cut")
     with Image.open(one.out) as sheet:
         assert (
             "--prompts=c at" in sheet.text["Command"] and f"--teacher={sd}" in sheet.text["Command"]

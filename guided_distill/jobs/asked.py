@@ -16,7 +16,7 @@ from guided_distill.system.files import local_path
 from guided_distill.system.progress import to_stderr
 
 PROMPTS = ".txt"  # a file of them, a line each
-AT_ONCE = 16  # prompts that the text encoders read together
+AT_ONCE = 16  # prompts or pictures that go through an encoder together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,8 @@ def read_texts(prompts):
     """The prompts of a text file, a line each, else the one that the text is."""
     if pathlib.Path(prompts).suffix.lower() != PROMPTS:
         return [prompts.strip()]
-    return [item.told for item in read_prompts(local_path(prompts, "`prompts`")).items]
+    told = read_prompts(local_path(prompts, "`prompts`"), skip_missing=True)
+    return [item.told for item in told.items]
 
 
 def in_turn(arrays, indices):

@@ -18,7 +18,7 @@ from guided_distill.evaluation.style_transfer import (
     measure_translation,
     translation_blocks,
 )
-from guided_distill.jobs.asked import embed, pipeline_of
+from guided_distill.jobs.asked import AT_ONCE, embed, pipeline_of
 from guided_distill.jobs.common import (
     check_counts,
     image_path,
@@ -112,7 +112,9 @@ def run(request):
     figure = out or workdir / "translate" / f"{file_name(*task.names)}.png"
     title = "{} to {}, encoded at w = {:g}".format(*task.names, request.encoder_w)
     save_strips(figure, translation_blocks(task.x, translated, seen.see), title)
-    write_json(figure.with_suffix(".json"), {"params_sha256": params_hashes(stages), "rows": rows})
+    what = dict(zip(("source", "target"), task.names, strict=True))
+    numbers = what | {"params_sha256": params_hashes(stages), "rows": rows}
+    write_json(figure.with_suffix(".json"), numbers)
     to_stdout(translation_table(rows))
     to_stderr(f"{len(task.x)} images translated: {figure}")
 
@@ -200,11 +202,14 @@ def read_own(request, image_shape, dataset):
     for notice in notices:
         to_stderr(notice)
     images = images[: request.n]
-    return pipeline.encode(images) if pipeline else as_learnt(images)
+    if pipeline is None:
+        return as_learnt(images)
+    starts = range(0, len(images), AT_ONCE)
+    return np.concatenate([pipeline.encode(images[start : start + AT_ONCE]) for start in starts])
 
 
 def file_name(source, target):
-    """ "3_to_5"; of texts their letters."""
+    """Such as "3_to_5"; of texts letters and digits."""
     return re.sub(r"[^\w.-]+", "_", f"{source} to {target}")[:80]
 
 
@@ -217,8 +222,8 @@ def choose_num_steps(workdir, stages, num_steps):
     encoders, both = coder_steps(stages)
     if not encoders:
         raise UserError(
-            f"{workdir} holds no encoder: train one with a config's :encoder variant, such as "
-            f"--config=configs/digits.py:encoder --workdir={workdir}"
+            f"{workdir} holds no encoder: train one with "
+            "--config.distillations=\"('deterministic','encoder')\", or a config's variant :encoder"
         )
     if not both:
         raise UserError(
