@@ -9,7 +9,7 @@ import numpy as np
 from guided_distill.data.folders import check_outside
 from guided_distill.data.images import read_images
 from guided_distill.data.pixels import as_learnt, widen
-from guided_distill.distill.distillations import ENCODER, students_of
+from guided_distill.distill.distillations import DETERMINISTIC, ENCODER, students_of
 from guided_distill.distill.ranges import check_distilled, check_w
 from guided_distill.errors import UserError
 from guided_distill.evaluation.style_transfer import (
@@ -221,9 +221,10 @@ def choose_num_steps(workdir, stages, num_steps):
     """
     encoders, both = coder_steps(stages)
     if not encoders:
+        coders = DETERMINISTIC.algorithm, ENCODER.algorithm
         raise UserError(
-            f"{workdir} holds no encoder: train one with "
-            "--config.distillations=\"('deterministic','encoder')\", or a config's variant :encoder"
+            f"{workdir} holds no encoder: train one with a config's variant :encoder, or with "
+            f'--config.distillations="{coders}"'
         )
     if not both:
         raise UserError(
