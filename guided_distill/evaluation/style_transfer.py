@@ -26,7 +26,7 @@ class Coder:
       system: "distilled" or "ddim".
       num_steps: N of each of the two.
       calls: network calls of each of the two.
-      encode: `(x, cond, w) -> noise`, arrays `[n, …]`; cond: labels `[n]`, or arrays by name.
+      encode: `(x, cond, w) -> noise`, arrays `[n, …]`; cond: labels `[n]` int32, or arrays by name.
       decode: `(noise or None for drawn one, cond, w) -> x`, arrays `[n, …]`.
     """
 
@@ -60,7 +60,7 @@ def make_coder(system, encoder, decoder, generators, *, num_steps, seed):
         def run(start, cond, w):
             return generator(
                 stage.params,
-                cond=cond if isinstance(cond, dict) else np.asarray(cond, np.int32),
+                cond=cond,
                 w=w,
                 indices=np.arange(len(w)),
                 num_steps=num_steps,
@@ -80,7 +80,7 @@ def translate_images(coders, x, source, target, *, encoder_w, weights):
     Args:
       coders: `Coder`s.
       x: what is translated, as models learn it, `[n, …]` float32: pictures or their latents.
-      source: what the pictures show, labels `[n]` or arrays by name `{name: [n, …]}`.
+      source: what the pictures show, labels `[n]` int32 or arrays by name `{name: [n, …]}`.
       target: what they are to become, as `source`.
       encoder_w: guidance weight of the encoders.
       weights: guidance weights of the decoders.
@@ -99,7 +99,7 @@ def translate_images(coders, x, source, target, *, encoder_w, weights):
     return translated
 
 
-def measure_translation(coders, x, source, target, *, encoder_w, weights, classifier=None):
+def measure_translation(coders, x, source, target, *, encoder_w, weights, classifier):
     """Translates pictures with each coder and measures what came of it.
 
     Args:
@@ -176,12 +176,13 @@ def images_of_pairs(source, pairs):
       pairs: (source label, target label) pairs.
 
     Returns:
-      (x `[n, …]` float32 as models learn it, source labels `[n]`, target labels `[n]`).
+      (x `[n, …]` float32 as models learn it, source labels and target labels `[n]` int32).
     """
     chosen = [(np.flatnonzero(source.labels == old), old, new) for old, new in pairs]
     indices = np.concatenate([rows for rows, _, _ in chosen])
     old_labels, new_labels = (
-        np.concatenate([np.full(len(entry[0]), entry[k]) for entry in chosen]) for k in (1, 2)
+        np.concatenate([np.full(len(entry[0]), entry[k], np.int32) for entry in chosen])
+        for k in (1, 2)
     )
     x, _ = source.read(indices)
     return as_learnt(x), old_labels, new_labels

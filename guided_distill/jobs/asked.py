@@ -3,12 +3,14 @@
 import dataclasses
 import pathlib
 
+import jax
 import numpy as np
 
 from guided_distill.data.captions import read_prompts
 from guided_distill.data.pixels import widen
 from guided_distill.data.registry import open_dataset
 from guided_distill.errors import UserError
+from guided_distill.evaluation.asked import AskedExamples
 from guided_distill.models.pipeline import Pipeline, holds_pipeline
 from guided_distill.run import settings
 from guided_distill.sampling.sampler import read_labels
@@ -60,9 +62,8 @@ def pipeline_of(teacher, *, needed=True):
     """The `Pipeline` of a teacher's folder; None where there is none and it is not needed."""
     if not teacher and needed:
         raise UserError("prompts are read by an imported teacher: name its folder by `teacher`")
-    if not needed and not (teacher and holds_pipeline(teacher)):
-        return None
-    return Pipeline.load(local_path(teacher, "`teacher`"))
+    folder = teacher and local_path(teacher, "`teacher`")
+    return Pipeline.load(folder) if needed or (folder and holds_pipeline(folder)) else None
 
 
 def choose_asked(request, record, pipeline, most):
@@ -78,7 +79,7 @@ def choose_asked(request, record, pipeline, most):
         return of_prompts(pipeline, read_texts(request.prompts), most)
     if record["num_classes"] is None:
         test = open_dataset(settings.read_config(request.workdir).data).test
-        return Asked(widen(test.read_cond(np.arange(most) % len(test))))
+        return Asked(widen(AskedExamples(test).read(0, most)))
     labels = read_labels(request.labels, record) or list(range(record["num_classes"]))
     titles = tuple(class_title(label, record) for label in labels)
     return Asked({"labels": np.asarray(labels, np.int32)}, titles)
@@ -98,11 +99,17 @@ def of_prompts(pipeline, prompts, most):
 
 def embed(pipeline, prompts):
     """What a pipeline makes of prompts, `{name: [n, …]}`, with a word where some are cut."""
-    before, starts = pipeline.num_cut, range(0, len(prompts), AT_ONCE)
-    parts = [pipeline.embed(prompts[start : start + AT_ONCE]) for start in starts]
+    before, cond = pipeline.num_cut, in_parts(pipeline.embed, prompts)
     if pipeline.num_cut > before:
         to_stderr(f"prompts cut at the text encoder's limit: {pipeline.num_cut - before}")
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return cond
+
+
+def in_parts(encode, rows):
+    """What an encoder makes of rows, arrays `[n, …]`, of some `AT_ONCE`."""
+    starts = range(0, len(rows), AT_ONCE)
+    parts = [encode(rows[start : start + AT_ONCE]) for start in starts]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def read_texts(prompts):

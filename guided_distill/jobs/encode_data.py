@@ -1,7 +1,6 @@
 """The job `encode_data`: pictures with captions, or prompts alone, as arrays to learn from."""
 
 import dataclasses
-import functools
 import re
 
 import jax.numpy as jnp
@@ -225,7 +224,10 @@ def fill(shelf, told, teacher, request, share):
     bar = Progress(f"encoding {shelf.folder}", total=len(rows), unit=unit) if rows else None
     for shard in todo:
         of_shard = shelf.rows(shard)
-        tell = functools.partial(lambda before, more: bar(before + more), done)
+
+        def tell(more, before=done):
+            bar(before + more)
+
         arrays, captions, fact = make_shard(of_shard, loaded, told, teacher, request, tell)
         done += len(of_shard)
         if fact["broken"] and not request.skip_broken:

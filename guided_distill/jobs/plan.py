@@ -206,16 +206,15 @@ def fit(config, target, costs, row):
     says, words = row.get("compiler_says", ""), {"too_large": "", "near_limit": ""}
     if memory is None:
         return words
+    size = f"{(held + work) / GIB:.1f} GiB of {memory / GIB:.1f}"
     if says or held + work > memory:
-        what = says or f"{(held + work) / GIB:.1f} GiB of {memory / GIB:.1f}"
         ways = ways_out(config, target, held, max(work, activations))
-        words["too_large"] = f"{row['update']}: {what}; take {ways}"
+        words["too_large"] = f"{row['update']}: {says or size}; take {ways}"
     elif "peak_bytes" not in row and held + ROUGH * activations > memory:
-        what = f"{(held + work) / GIB:.1f} GiB of {memory / GIB:.1f}"
         rough = f"{activations / GIB:.1f} a rough estimate, and {ROUGH} times that was seen"
         asks = "ask --compile, or take" if target.topology else "take"
         ways = ways_out(config, target, held, ROUGH * activations)
-        words["near_limit"] = f"{row['update']}: {what}, of which {rough}; {asks} {ways}"
+        words["near_limit"] = f"{row['update']}: {size}, of which {rough}; {asks} {ways}"
     return words
 
 

@@ -18,7 +18,7 @@ from guided_distill.evaluation.style_transfer import (
     measure_translation,
     translation_blocks,
 )
-from guided_distill.jobs.asked import AT_ONCE, embed, pipeline_of
+from guided_distill.jobs.asked import embed, in_parts, pipeline_of
 from guided_distill.jobs.common import (
     check_counts,
     image_path,
@@ -67,7 +67,7 @@ class Task:
 
     Attributes:
       x: `[n, …]` float32, as models learn it.
-      source, target: labels `[n]`, or arrays by name `{name: [n, …]}`.
+      source, target: labels `[n]` int32, or arrays by name `{name: [n, …]}`.
       names: of both, for people.
     """
 
@@ -79,7 +79,9 @@ class Task:
 
 def run(request):
     """Encodes images as what they show, decodes them as the target, beside guided DDIM."""
-    config, workdir = request.config, local_path(request.workdir, "`workdir`")
+    config = request.config.copy_and_resolve_references()
+    config.teacher.path = request.teacher or config.teacher.path
+    workdir = local_path(request.workdir, "`workdir`")
     settings.prepare_config(config)
     check_outside(config.data, workdir, "`workdir`")
     if request.out:
@@ -90,6 +92,8 @@ def run(request):
     num_steps = choose_num_steps(workdir, stages, request.num_steps)
     record = students_of(stages, ENCODER)[num_steps].record
     check_request(record, request)
+    has_classes = record["num_classes"] is not None
+    pipeline = pipeline_of(config.teacher.path, needed=not has_classes)
     dataset = open_data(config)
     seen = see_data(config, dataset)
     if not seen.pictures:
@@ -97,8 +101,8 @@ def run(request):
             f"--mode=translate shows pictures, and {dataset.name} holds latents: name their "
             "decoder with evaluation.decoder"
         )
-    choose = text_task if record["num_classes"] is None else class_task
-    task = choose(request, record, dataset)
+    choose = class_task if has_classes else text_task
+    task = choose(request, record, dataset, pipeline)
     generators = Generators(sharding.make_mesh(), min(request.batch_size, len(task.x)))
     rows, translated = measure_translation(
         list_coders(stages, generators, num_steps=num_steps, seed=request.seed),
@@ -154,29 +158,28 @@ def read_classes(record, request):
     return labels
 
 
-def class_task(request, record, dataset):
+def class_task(request, record, dataset, pipeline):
     """The `Task` of two classes."""
     labels = read_classes(record, request)
     if request.images:
-        x = read_own(request, record["image_shape"], dataset)
+        x = read_own(request, record["image_shape"], dataset, pipeline)
     else:
         members = np.flatnonzero(dataset.test.labels == labels[0])[: request.n]
         if not len(members):
             raise UserError(f"{dataset.name} has no held-out image of class {request.source_label}")
         x = as_learnt(dataset.test.read(members)[0])
-    source, target = (np.full(len(x), label) for label in labels)
+    source, target = (np.full(len(x), label, np.int32) for label in labels)
     return Task(x, source, target, (str(request.source_label), str(request.target_label)))
 
 
-def text_task(request, record, dataset):
+def text_task(request, record, dataset, pipeline):
     """The `Task` of two prompts, or of held-out examples' own captions and one."""
-    pipeline = pipeline_of(request.teacher or request.config.teacher.path)
 
     def tiled(prompt, n):
         return {name: np.repeat(a, n, axis=0) for name, a in embed(pipeline, [prompt]).items()}
 
     if request.images:
-        x = read_own(request, record["image_shape"], dataset)
+        x = read_own(request, record["image_shape"], dataset, pipeline)
         source = tiled(request.source_prompt, len(x))
     else:
         x, source = dataset.test.read(np.arange(min(request.n, len(dataset.test))))
@@ -185,12 +188,9 @@ def text_task(request, record, dataset):
     return Task(x, source, tiled(request.target_prompt, len(x)), names)
 
 
-def read_own(request, image_shape, dataset):
-    """x of the first n of the request's own images; latents by the teacher's own encoder."""
-    pipeline = None
+def read_own(request, image_shape, dataset, pipeline):
+    """x of the first n of the request's own images; latents by the encoder of a `Pipeline`."""
     if not dataset.pictures:
-        teacher = request.teacher or request.config.teacher.path
-        pipeline = pipeline_of(teacher, needed=False)
         if pipeline is None:
             raise UserError(
                 f"`images` are pictures, and {dataset.name} holds latents, which the teacher has "
@@ -202,10 +202,7 @@ def read_own(request, image_shape, dataset):
     for notice in notices:
         to_stderr(notice)
     images = images[: request.n]
-    if pipeline is None:
-        return as_learnt(images)
-    starts = range(0, len(images), AT_ONCE)
-    return np.concatenate([pipeline.encode(images[start : start + AT_ONCE]) for start in starts])
+    return as_learnt(images) if dataset.pictures else in_parts(pipeline.encode, images)
 
 
 def file_name(source, target):

@@ -171,7 +171,7 @@ class Pipeline:
 
 def holds_pipeline(folder):
     """Whether a teacher's folder has one."""
-    return (local_path(folder, "`folder`") / RECORD).is_file()
+    return pathlib.Path(folder, RECORD).is_file()
 
 
 def write_pipeline(folder, *, pipeline, latent_shape, image_shape, prompt):

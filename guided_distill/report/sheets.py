@@ -22,9 +22,9 @@ def save_sheet(path, lines, command="", notes=()):
     if path.suffix.lower() != ".png":
         sheet.save(path)
         return
-    notes = PngInfo()
-    notes.add_text("Command", command)
-    sheet.save(path, pnginfo=notes)
+    info = PngInfo()
+    info.add_text("Command", command)
+    sheet.save(path, pnginfo=info)
 
 
 def draw_sheet(lines, left=None, notes=()):
