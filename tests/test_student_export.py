@@ -1,6 +1,9 @@
 """Students as folders of their own: parameters and card, and their samplers as `jax.export` artifacts."""
 
+import gzip
 import json
+import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -164,8 +167,25 @@ def test_a_program_draws_the_same_bits_without_the_package(run, programs):
         assert_array_equal(drawn[name], ours[name])
 
 
+def read_artifact(path):
+    return jax.export.deserialize(bytearray(gzip.decompress(path.read_bytes())))
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion"])
+def test_a_program_adds_a_tenth_to_its_parameters_and_no_folder_of_this_machine(name, tmp_path):
+    out = send(f"package:{name}", tmp_path / "four", format="jax", num_steps=4)
+    size = lambda name: (out / name).stat().st_size  # noqa: E731
+    params = size("params.safetensors")
+    assert params + size(program.PROGRAM_FILE) + size(program.NOISE_FILE) <= 1.1 * params
+    here = os.fsencode(pathlib.Path(guided_distill.__file__).parent)
+    for file in out.iterdir():
+        data = file.read_bytes()
+        assert here not in (gzip.decompress(data) if file.suffix == ".gz" else data)
+    assert jax.config.jax_traceback_in_locations_limit > 0
+
+
 def test_a_program_holds_its_network_once_for_all_steps(run, programs):
-    exported = jax.export.deserialize(bytearray((programs / "ddim/sample.jax").read_bytes()))
+    exported = read_artifact(programs / "ddim" / program.PROGRAM_FILE)
     assert exported.platforms == ("cpu", "cuda", "tpu")
     assert read_description(programs / "ddim")["num_steps"] == 4
     model, params = Model.load(run / stage_name("step_two", "deterministic", 4))
@@ -182,13 +202,14 @@ def read_description(folder):
 
 def test_a_program_of_a_newer_format_is_refused_by_its_loader(programs, tmp_path):
     folder = shutil.copytree(programs / "ddim", tmp_path / "newer")
-    newer = read_description(folder) | {"format": 2}
-    (folder / program.DESCRIPTION_FILE).write_text(json.dumps(newer))
+    newer = program.FORMAT + 1
+    described = read_description(folder) | {"format": newer}
+    (folder / program.DESCRIPTION_FILE).write_text(json.dumps(described))
     done = subprocess.run(
         [sys.executable, "-c", "import load"],
         cwd=folder, env=environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert "has format 2: take the load.py that came with it" in done.stderr
+    assert f"has format {newer}: take the load.py that came with it" in done.stderr
 
 
 def test_a_folder_of_a_newer_format_is_refused(run, tmp_path):

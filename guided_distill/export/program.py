@@ -2,14 +2,17 @@
 
 Two functions, each for any number of samples and every platform of `PLATFORMS`:
 
-    noise.jax    (seed uint32, indices [n] int32) -> noise [n, …]
-    sample.jax   (params {name: array}, noise [n, …], w [n], cond, seed, indices [n]) -> x [n, …]
+    noise.jax.gz    (seed uint32, indices [n] int32) -> noise [n, …]
+    sample.jax.gz   (params {name: array}, noise [n, …], w [n], cond, seed, indices [n]) -> x [n, …]
 
 `cond` is the label `[n]` int32, or arrays by name. Seed and indices are of the noise that a
 stochastic sampler draws on the way; the others leave them unused. What they draw is what `Sampler`
-draws, on the CPU bit for bit from two samples on.
+draws, on the CPU bit for bit from two samples on. They are compressed, and lack
+what JAX writes beside every operation, from which lines of which file it came.
 """
 
+import contextlib
+import gzip
 import json
 
 import jax
@@ -24,8 +27,9 @@ from guided_distill.system.files import reason_of
 from guided_distill.system.workdir import flat_params, nested_params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-FORMAT = 1
-PROGRAM_FILE, NOISE_FILE, DESCRIPTION_FILE = "sample.jax", "noise.jax", "program.json"
+FORMAT = 2
+PROGRAM_FILE, NOISE_FILE = "sample.jax.gz", "noise.jax.gz"
+DESCRIPTION_FILE = "program.json"
 
 
 def write_program(folder, stage, num_steps):
@@ -78,10 +82,23 @@ def write_program(folder, stage, num_steps):
 def write(path, function, *args):
     """Writes one artifact of a function of arrays such as `args`."""
     try:
-        exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*args)
+        with without_places():
+            exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*args)
     except Exception as error:  # Many kinds, of lowering and of shapes that must be known.
         raise UserError(
             f"the network cannot be exported for {', '.join(PLATFORMS)} at any number of samples "
             f"({reason_of(error)}): take `format` safetensors"
         ) from error
-    path.write_bytes(exported.serialize())
+    path.write_bytes(gzip.compress(exported.serialize(), mtime=0))
+
+
+@contextlib.contextmanager
+def without_places():
+    """No operation that is lowered meanwhile says from which lines it came."""
+    key = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, key)
+    jax.config.update(key, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(key, before)

@@ -9,8 +9,8 @@ FILES = {
     "params.safetensors": "its parameters",
 }
 PROGRAM_FILES = {
-    "sample.jax, noise.jax, program.json": "its sampler as `jax.export` artifacts, for CPU, CUDA "
-    "and TPU and any number of samples, and what they take",
+    "sample.jax.gz, noise.jax.gz, program.json": "its sampler as `jax.export` artifacts, for "
+    "CPU, CUDA and TPU and any number of samples, and what they take",
     "load.py": "the loader of those; needs JAX and NumPy",
 }
 

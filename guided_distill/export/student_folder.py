@@ -7,9 +7,9 @@
 
 and, with its program, what samples it where this package is not installed:
 
-    sample.jax, noise.jax   `jax.export` artifacts (`export.program`)
-    program.json            what they take
-    load.py                 loads them, with JAX and NumPy alone
+    sample.jax.gz, noise.jax.gz   `jax.export` artifacts (`export.program`)
+    program.json                  what they take
+    load.py                       loads them, with JAX and NumPy alone
 
 `Sampler.load` takes the folder as it takes a workdir.
 """
