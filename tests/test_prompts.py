@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -140,6 +141,18 @@ def test_ones_own_pictures_go_through_the_teachers_encoder(sd, config, tmp_path)
     rows = translated(config, sd / "run", tmp_path / "y.png", **own)
     for row, same in zip(rows, held_out, strict=True):
         assert_allclose(row["rmse_to_source"], same["rmse_to_source"], rtol=1e-3)
+
+
+def test_a_teacher_that_was_moved_reads_and_decodes_as_before(sd, config, tmp_path):
+    """Its text encoders and its decoder both come from where it lies now."""
+    rows = translated(config, sd / "run", tmp_path / "x.png")
+    moved = shutil.copytree(sd / "teacher", tmp_path / "moved")
+    elsewhere = config.copy_and_resolve_references()
+    elsewhere.teacher.path = str(tmp_path / "gone")
+    again = translated(elsewhere, sd / "run", tmp_path / "y.png", teacher=str(moved))
+    assert again == rows
+    with Image.open(tmp_path / "x.png") as before, Image.open(tmp_path / "y.png") as after:
+        assert before.tobytes() == after.tobytes()
 
 
 @pytest.mark.parametrize(
