@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 HERE = pathlib.Path(__file__).parent
-KNOWN = 2  # the format of program.json
+FORMAT = 2  # of program.json
 TYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": jnp.bfloat16, "I64": "i8", "I32": "i4"}
 about = json.loads((HERE / "program.json").read_text())
-if about["format"] != KNOWN:
+if about["format"] != FORMAT:
     raise ValueError(f"{HERE} has format {about['format']}: take the load.py that came with it")
 
 

@@ -7,8 +7,8 @@ Two functions, each for any number of samples and every platform of `PLATFORMS`:
 
 `cond` is the label `[n]` int32, or arrays by name. Seed and indices are of the noise that a
 stochastic sampler draws on the way; the others leave them unused. What they draw is what `Sampler`
-draws, on the CPU bit for bit from two samples on. They are compressed, and lack
-what JAX writes beside every operation, from which lines of which file it came.
+draws, on the CPU bit for bit from two samples on. The files are compressed, and no operation in
+them says from which lines of which file it came, as JAX would have it.
 """
 
 import contextlib
