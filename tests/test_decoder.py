@@ -334,7 +334,9 @@ def test_keys_that_mean_nothing_are_refused(folders, config):
         settings.check_data(config, pixels)
 
 
-def test_a_decoder_beside_the_teacher_is_taken_and_said(folders, config, tmp_path, capsys):
+def test_a_decoder_beside_the_teacher_is_taken_and_said(
+    folders, config, tmp_path, capsys, monkeypatch
+):
     config.evaluation.decoder = ""
     assert settings.decoder_path(config) == ""
     assert not see_data(config, open_dataset(config.data)).pictures
@@ -346,6 +348,8 @@ def test_a_decoder_beside_the_teacher_is_taken_and_said(folders, config, tmp_pat
     (line,) = capsys.readouterr().err.splitlines()
     assert "decoder: Upsampler-" in line and "[4, 4, 2] to [8, 8, 3]" in line
     assert line.endswith(f"beside the teacher: {tmp_path / 'teacher' / 'decoder'}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert settings.decoder_beside("~/teacher") == str(tmp_path / "teacher" / "decoder")
     config.evaluation.decoder = str(folders / "other")
     assert settings.decoder_path(config) == str(folders / "other")
 

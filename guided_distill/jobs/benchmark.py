@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import itertools
+import os
 import time
 from typing import Any
 
@@ -94,7 +95,7 @@ def profiled(folder):
     if not folder:
         yield
         return
-    with jax.profiler.trace(folder):
+    with jax.profiler.trace(os.path.expanduser(folder)):
         yield
     to_stderr(f"profile: {folder}, for tensorboard --logdir or xprof")
 

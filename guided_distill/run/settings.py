@@ -195,7 +195,7 @@ def decoder_path(config):
 
 def decoder_beside(teacher):
     """Folder of the decoder that an imported teacher brought along; "" for none, or no teacher."""
-    beside = pathlib.Path(teacher, "decoder")
+    beside = local_path(teacher, "`teacher`") / "decoder"
     return str(beside) if teacher and (beside / FUNCTION_FILE).is_file() else ""
 
 
