@@ -98,12 +98,12 @@ def get_config(variant=""):
 
 
 def make_captions(config):
-    """For a UNet of some 0.2 million parameters and 1,500 latents, on CPU cores.
+    """For a UNet of some 0.4 million parameters and 1,500 latents, on CPU cores.
 
     The teacher's 200 steps show all that 1000 do.
     """
     config.w_range = (0.0, 6.0)
-    config.step_one.num_updates = 6_000
+    config.step_one.num_updates = 12_000
     config.step_one.batch_size = 64
     config.step_one.learning_rate = 2e-3
     config.step_one.learning_rate_decay = "linear"
@@ -115,6 +115,7 @@ def make_captions(config):
     config.step_two.rounds = base["rounds_to"](
         40, 8, 4, 2, 1, num_updates=2_000, last_updates=3_000, learning_rate=5e-4
     )
+    config.step_two.rounds[2].num_updates = 4_000  # To N = 4: large w take longest.
     config.model.dtype = "float32"
     config.memory.remat = "none"
     config.log_every = 50

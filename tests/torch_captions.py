@@ -2,7 +2,7 @@ r"""A tiny text-to-image pipeline trained in PyTorch on captioned digits, for th
 
 Of the shape of Stable Diffusion: an autoencoder, a frozen text encoder, a UNet2DConditionModel that
 predicts ε on scaled-linear betas of 1000 times, captions dropped at times. Needs the extra `torch`.
-By hand, some 15 minutes:
+By hand; on one core training takes half an hour, distilling an hour and a half:
 
     python tests/torch_captions.py train --out=runs/captions
     python -m guided_distill.main --mode=import --from=runs/captions/pipeline --out=runs/captions/teacher
@@ -32,7 +32,7 @@ TEMPLATES = ("a handwritten {}", "the digit {}", "{}")
 IMAGE_SIZE, LATENT_SIZE, LATENT_CHANNELS = 16, 8, 4
 TEXT_LENGTH, TEXT_WIDTH = 24, 32
 CAPTION_DROPOUT, LEARNING_RATE = 0.15, 2e-3
-UPDATES = {"vae": 1_200, "unet": 6_000, "classifier": 1_500}
+UPDATES = {"vae": 1_200, "unet": 15_000, "classifier": 1_500}
 KL_WEIGHT = 1e-4
 
 
