@@ -2,6 +2,7 @@
 
 import math
 import operator
+import re
 
 import jax
 import jax.numpy as jnp
@@ -419,6 +420,22 @@ def test_rule_equals_pytorch(name):
         ours = call(name, args, kwargs)
         for mine, other in zip(leaves(ours), leaves(theirs), strict=True):
             assert_same(name, mine, other)
+
+
+CHANNELS_LAST = {
+    1: "[b, 0, f]x[0, i, o]->[b, 0, f]",
+    2: "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]",
+    3: "[b, 0, 1, 2, f]x[0, 1, 2, i, o]->[b, 0, 1, 2, f]",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("conv", "im2col"))])
+def test_convolutions_are_such_as_xla_has_fast_ones_of_within_a_loop(name):
+    axes = 2 if name.startswith("im2col") else int(name[name.index("d.") - 1])
+    for args, kwargs in CASES[name]:
+        text = jax.jit(lambda: call(name, args, kwargs)).lower().as_text()  # noqa: B023
+        found = re.findall(r"dim_numbers = (.*?), window", text)
+        assert found and set(found) == {CHANNELS_LAST[axes]}
 
 
 def is_float(value):

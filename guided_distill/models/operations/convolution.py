@@ -38,12 +38,33 @@ def _paddings(padding, kernel, dilation):
     return [(p, p) for p in _each(padding, len(kernel))]
 
 
+def _channels_last(axes):
+    """Dimension numbers of a convolution over so many axes: `[B, …, C]`, kernels `[…, C, C_out]`.
+
+    With others XLA has no fast convolution of CPUs within a loop, such as that of a sampler's
+    steps: only outside of loops does it turn them into these.
+    """
+    data = (0, axes + 1, *range(1, axes + 1))
+    return jax.lax.ConvDimensionNumbers(data, (axes + 1, axes, *range(axes)), data)
+
+
+def _correlate(x, weight, **window):
+    """`conv_general_dilated` of `[B, C, …]` with `[C_out, C, …]`, computed with channels last."""
+    y = jax.lax.conv_general_dilated(
+        jnp.moveaxis(x, 1, -1),
+        jnp.moveaxis(weight, (0, 1), (-1, -2)),
+        dimension_numbers=_channels_last(x.ndim - 2),
+        **window,
+    )
+    return jnp.moveaxis(y, -1, 1)
+
+
 @_batched
 def _convolve(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """`weight` is `[C_out, C_in / groups, …]`."""
     kernel = weight.shape[2:]
     dilation = _each(dilation, len(kernel))
-    y = jax.lax.conv_general_dilated(
+    y = _correlate(
         x,
         weight,
         window_strides=_each(stride, len(kernel)),
@@ -64,7 +85,7 @@ def _convolve_transposed(
         _each(value, axes) for value in (stride, padding, output_padding, dilation)
     )
     reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    y = jax.lax.conv_general_dilated(
+    y = _correlate(
         x,
         _flipped(weight, groups),
         window_strides=[1] * axes,
@@ -156,8 +177,14 @@ def _adaptive_avg_pool(axes):
 def _patches(x, kernel, dilation, padding, stride):
     """`[B, C, H, W]` -> `[B, C k k, windows]`."""
     patches = jax.lax.conv_general_dilated_patches(
-        x, kernel, stride, [(p, p) for p in padding], rhs_dilation=dilation
+        jnp.moveaxis(x, 1, -1),
+        kernel,
+        stride,
+        [(p, p) for p in padding],
+        rhs_dilation=dilation,
+        dimension_numbers=_channels_last(len(kernel)),
     )
+    patches = jnp.moveaxis(patches, -1, 1)
     return patches.reshape(*patches.shape[:2], -1)
 
 
