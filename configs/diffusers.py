@@ -39,9 +39,8 @@ Variants:
   :captions  the tiny pipeline of tests/torch_captions.py, on two CPU cores
   :smoke     every stage, small, of such a pipeline: it works, and shows nothing else
 
-Below four calls students that predict v do better than those that predict ε as their teacher does:
-`--config.step_one.prediction=v`, with more updates of step one (docs/export.md has both, on
-captioned digits).
+Students predict what their teacher does, or v with `--config.step_one.prediction=v`: ahead at w = 0
+in one call, else as good (docs/export.md has both, of equal updates, on captioned digits).
 
 Rates, batches and updates are ours, as no recipe for such models is public; they are small changes
 of a trained network, hence small rates.

@@ -2,7 +2,7 @@ r"""A tiny text-to-image pipeline trained in PyTorch on captioned digits, for th
 
 Of the shape of Stable Diffusion: an autoencoder, a frozen text encoder, a UNet2DConditionModel that
 predicts ε on scaled-linear betas of 1000 times, captions dropped at times. Needs the extra `torch`.
-By hand; on one core training takes half an hour, distilling an hour and a half:
+By hand; on one core half an hour of training, and an hour of distilling:
 
     python tests/torch_captions.py train --out=runs/captions
     python -m guided_distill.main --mode=import --from=runs/captions/pipeline --out=runs/captions/teacher
