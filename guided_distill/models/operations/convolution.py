@@ -184,8 +184,7 @@ def _patches(x, kernel, dilation, padding, stride):
         rhs_dilation=dilation,
         dimension_numbers=_channels_last(len(kernel)),
     )
-    patches = jnp.moveaxis(patches, -1, 1)
-    return patches.reshape(*patches.shape[:2], -1)
+    return jnp.moveaxis(patches.reshape(len(x), -1, patches.shape[-1]), -1, 1)
 
 
 CONVOLUTIONS = {
